@@ -1,0 +1,58 @@
+"""Where images come from and how they are cropped."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from cjepa.data.decoding import PILLOW_LIMIT
+from cjepa.data.demo import DemoConfig
+from cjepa.data.folder import FolderConfig
+from cjepa.types import Part
+
+SourceConfig = Annotated[FolderConfig | DemoConfig, Field(discriminator="name")]
+
+Side = Annotated[int, Field(ge=4, le=8192)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0, lt=float("inf"))]
+Channel = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class DataConfig(Part):
+    """Images, their crops and how they are loaded."""
+
+    shorthand: ClassVar[str | None] = "source"
+
+    source: SourceConfig
+    """Where images come from: a folder (data=DIR) or the demo's photographs (data.source.name=demo)."""
+    image_size: Side | tuple[Side, Side] = 224
+    """Side of the square images that the encoder sees, or their height and width, in pixels."""
+    crop_scale: tuple[Share, Share] = (0.3, 1.0)
+    """Area of a training crop as a share of the image: smallest and largest."""
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """Width over height of a training crop, relative to that of image_size: smallest and largest."""
+    flip: bool = False
+    """Mirror half of the training crops; the paper does not."""
+    evaluation_crop: Share = 1.0
+    """Share of the shorter side that the centre crop for evaluation covers."""
+    mean: tuple[Channel, Channel, Channel] = (0.485, 0.456, 0.406)
+    """Mean of red, green and blue in [0, 1] that normalisation subtracts; the default is ImageNet's."""
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Standard deviation of red, green and blue that normalisation divides by; the default is ImageNet's."""
+    workers: int = Field(0, ge=0, le=256)
+    """Processes that decode images, 0 for the main one; the batches are the same for any number."""
+    max_pixels: int = Field(64_000_000, gt=0, le=PILLOW_LIMIT)
+    """Images with more pixels, by their header, count as unreadable; bounds memory to about 4 bytes a pixel."""
+    max_unreadable_share: float = Field(0.05, ge=0.0, le=1.0)
+    """Share of images that may be unreadable, and are replaced by others, before the run stops."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> "DataConfig":
+        for key, (low, high) in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
+            if low > high:
+                raise ValueError(f"{key}: the first value ({low}) must not exceed the second ({high})")
+        return self

@@ -1,0 +1,152 @@
+"""Embedded real images: crops of the photographs that scikit-image and scikit-learn install, named by photograph."""
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydantic import Field, model_validator
+
+from cjepa.data.crops import Box, resized
+from cjepa.data.decoding import PILLOW_LIMIT, decode
+from cjepa.data.source import Splits
+from cjepa.errors import InputError
+from cjepa.randomness import Stream, uniform_rows
+from cjepa.types import Part
+
+PHOTOGRAPHS = {
+    "skimage": (
+        "data/astronaut.png",
+        "data/brick.png",
+        "data/camera.png",
+        "data/cell.png",
+        "data/chelsea.png",
+        "data/clock_motion.png",
+        "data/coffee.png",
+        "data/coins.png",
+        "data/grass.png",
+        "data/gravel.png",
+        "data/hubble_deep_field.jpg",
+        "data/ihc.png",
+        "data/moon.png",
+        "data/motorcycle_left.png",
+        "data/retina.jpg",
+        "data/rocket.jpg",
+    ),
+    "sklearn": ("datasets/images/china.jpg", "datasets/images/flower.jpg"),
+}
+"""Files inside the installed packages; drawings (logo, phantom) and scanned text are left out."""
+
+Pixels = Annotated[int, Field(ge=4)]
+
+
+class DemoConfig(Part):
+    """Crops of 18 photographs, to be told apart by photograph: a task that colour alone does not solve."""
+
+    name: Literal["demo"] = "demo"
+    """The source: folder (your own images) or demo (crops of photographs that come with scikit-image)."""
+    train_crops: int = Field(300, ge=2)
+    """Crops from the left half of each photograph, for training."""
+    test_crops: int = Field(120, ge=1)
+    """Crops from the right half of each photograph, for evaluation."""
+    photograph_size: Pixels = 320
+    """Shorter side of the photographs before they are cropped, in pixels."""
+    crop_size: tuple[Pixels, Pixels] = (64, 128)
+    """Side of a square crop in pixels of the photograph: smallest and largest."""
+    tile_size: Pixels = 32
+    """Side of the images that crops are resized to, in pixels."""
+
+    @model_validator(mode="after")
+    def _crops_fit_in_a_half(self) -> "DemoConfig":
+        smallest, largest = self.crop_size
+        if not smallest <= largest <= self.photograph_size // 2:
+            raise ValueError(
+                f"crop_size: must ascend and fit into half a photograph ({self.photograph_size // 2} pixels), "
+                f"got {smallest}, {largest}"
+            )
+        return self
+
+
+class DemoSource:
+    """Tiles in memory: uint8 [n, 3, H, W], labelled by the photograph they were cropped from."""
+
+    def __init__(self, tiles: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], classes: tuple[str, ...]) -> None:
+        self.tiles = tiles
+        self.labels = labels
+        self.classes = classes
+        self.names = [f"{classes[label]}/{index:05d}" for index, label in enumerate(labels)]
+        self.fingerprint = hashlib.sha256(tiles.tobytes() + labels.tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def load(self, index: int) -> Image.Image:
+        """The tile in mode RGB."""
+        return Image.fromarray(np.ascontiguousarray(self.tiles[index].transpose(1, 2, 0)))
+
+
+def open_demo(config: DemoConfig, seed: int) -> Splits:
+    """Training tiles from left halves, test tiles from right halves: no pixel is in both.
+
+    Position and size of the crops are functions of the seed. Raises InputError if scikit-image is not installed.
+    """
+    paths = _installed_photographs()
+    classes = tuple(path.stem for path in paths)
+    train, test = [], []
+    for number, path in enumerate(paths):
+        left, right = _halves(path, config.photograph_size)
+        train.append(_tiles(left, config, _draws(seed, 2 * number, config.train_crops)))
+        test.append(_tiles(right, config, _draws(seed, 2 * number + 1, config.test_crops)))
+    return Splits(_source(train, classes), _source(test, classes))
+
+
+def _source(tiles: list[npt.NDArray[np.uint8]], classes: tuple[str, ...]) -> DemoSource:
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(part) for part in tiles])
+    return DemoSource(np.concatenate(tiles), labels, classes)
+
+
+def _draws(seed: int, half: int, count: int) -> npt.NDArray[np.float64]:
+    return uniform_rows(seed, Stream.EVALUATION, half, 0, count, 3)
+
+
+def _installed_photographs() -> list[Path]:
+    """Paths in the order of class names. Found without importing the packages: skimage.data may download."""
+    paths = []
+    for package, files in PHOTOGRAPHS.items():
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            raise InputError(
+                "data: the demo needs the photographs of scikit-image, which is not installed; "
+                'run: pip install "cjepa[demo]"'
+            )
+        paths += [Path(spec.origin).parent / file for file in files]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise InputError(
+            f"data: the installed scikit-image or scikit-learn lacks {', '.join(missing)}; "
+            'run: pip install --force-reinstall "cjepa[demo]"'
+        )
+    return sorted(paths, key=lambda path: path.stem)
+
+
+def _halves(path: Path, shorter_side: int) -> tuple[Image.Image, Image.Image]:
+    """Left and right half of a photograph brought to this shorter side: top and bottom would differ in kind."""
+    photograph = decode(path, PILLOW_LIMIT)
+    unit = shorter_side / min(photograph.size)
+    width, height = round(photograph.width * unit), round(photograph.height * unit)
+    photograph = photograph.resize((width, height), Image.Resampling.BICUBIC)
+    return photograph.crop((0, 0, width // 2, height)), photograph.crop((width // 2, 0, width, height))
+
+
+def _tiles(half: Image.Image, config: DemoConfig, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    smallest, largest = config.crop_size
+    tile = (config.tile_size, config.tile_size)
+    tiles = np.empty((len(draws), 3, *tile), dtype=np.uint8)
+    for index, (size, across, down) in enumerate(draws):
+        side = smallest + int(size * (largest - smallest + 1))
+        left, top = int(across * (half.width - side + 1)), int(down * (half.height - side + 1))
+        tiles[index] = resized(half, Box(left, top, side, side), tile)
+    return tiles

@@ -1,0 +1,31 @@
+"""The errors a user can meet, each with the exit code that `cjepa` leaves with (docs/design.md)."""
+
+
+class CjepaError(Exception):
+    """Base of all declared errors; its message says what happened and what to do."""
+
+    exit_code = 1
+
+
+class InputError(CjepaError, ValueError):
+    """Bad input or configuration: nothing was started, nothing was lost."""
+
+    exit_code = 2
+
+
+class DivergedError(CjepaError):
+    """Loss or gradients stayed non-finite: the last good checkpoint is still there."""
+
+    exit_code = 3
+
+
+class NoValidCheckpointError(CjepaError):
+    """Checkpoints exist but none passes verification; starting over silently would hide that."""
+
+    exit_code = 4
+
+
+class StoppedEarly(CjepaError):  # noqa: N818  a request that was honoured, not a fault
+    """A signal asked the run to stop; it was saved and can be resumed by the same command."""
+
+    exit_code = 75

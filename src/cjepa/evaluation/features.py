@@ -1,0 +1,167 @@
+"""Frozen features of images, and the labelled sets of them that the evaluations read."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from cjepa.errors import DivergedError, InputError
+from cjepa.models.pretrained import normalise
+
+RESOLUTION = 1e-6
+"""Deviations below this share of the features' size are float32 rounding, not content."""
+
+_SHOWN = 5  # at most so many class names in a message
+
+
+@contextmanager
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode within, and every submodule's own mode again afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _batches(
+    images: Dataset[Tensor] | Tensor, batch_size: int, workers: int, pinned: bool
+) -> DataLoader[Tensor] | tuple[Tensor, ...]:
+    if isinstance(images, Tensor):
+        return torch.split(images, batch_size)
+    # A generator of its own, because a loader without one draws its seed from the global generator,
+    # and evaluating must not change the training that goes on afterwards.
+    return DataLoader(
+        images, batch_size, num_workers=workers, pin_memory=pinned, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def extract_features(
+    encoder: nn.Module,
+    images: Dataset[Tensor] | UInt8[Tensor, "n *views 3 H W"],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    *,
+    device: torch.device,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    batch_size: int = 256,
+    workers: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Float[Tensor, "n *views D"]:
+    """Mean over the patches of the encoder's output for every image, in order, float32 on the CPU.
+
+    encoder: maps normalised images [B, 3, H, W] to [B, N, D] and lies on `device`; it is put in evaluation
+    mode and back. images: a map-style dataset or one tensor of uint8 items, each an image [3, H, W] or
+    several views of one [V, 3, H, W]; then the features are [n, V, D]. mean, std: per channel, for pixels
+    in [0, 1]. precision: of the forward pass (autocast); the mean over patches is float32. batch_size: items
+    at a time. workers: processes that load the dataset. progress: called with the items done, every batch.
+    Raises InputError without images, DivergedError if an embedding is not finite.
+    """
+    features: list[Tensor] = []
+    done = 0
+    with (
+        torch.inference_mode(),
+        _evaluation_mode(encoder),
+        torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
+    ):
+        for batch in _batches(images, batch_size, workers, pinned=device.type == "cuda"):
+            assert batch.dtype == torch.uint8, f"images must be uint8, not {batch.dtype}"
+            pixels = batch.flatten(0, -4).to(device, non_blocking=True)
+            patches = encoder(normalise(pixels, mean, std))
+            features.append(patches.float().mean(1).cpu().view(*batch.shape[:-3], patches.shape[-1]))
+            done += len(batch)
+            if progress is not None:
+                progress(done)
+    if done == 0:
+        raise InputError("there is no image to extract features from; give at least one")
+    joined = torch.cat(features)  # outside inference mode, so that a probe can be trained on it
+    if not joined.isfinite().all():
+        raise DivergedError("the encoder's embeddings are not finite; evaluate an earlier checkpoint")
+    return joined
+
+
+def constant_dimensions(features: Float[Tensor, "n D"]) -> Bool[Tensor, "D"]:
+    """Dimensions that do not vary beyond rounding: scaling them up would turn noise into features.
+
+    A collapsed encoder's embeddings still differ in their last bits, and those bits depend on the image.
+    """
+    size = features.square().mean().sqrt()
+    return features.std(0, correction=0) <= RESOLUTION * size
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """Features of training and test images with their labels, indices into `classes`.
+
+    Raises InputError if a set is empty, a label out of range, a value not finite, fewer than two classes have
+    training images, or a class of the test images has none. Classes without test images are allowed.
+    """
+
+    train: Float[Tensor, "n_train D"]
+    train_labels: Int[Tensor, "n_train"]
+    test: Float[Tensor, "n_test D"]
+    test_labels: Int[Tensor, "n_test"]
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.train) == len(self.train_labels), "train and train_labels differ in length"
+        assert len(self.test) == len(self.test_labels), "test and test_labels differ in length"
+        assert self.train.shape[1] == self.test.shape[1], "train and test features differ in width"
+        _check_labels("training", self.train_labels, self.classes)
+        _check_labels("test", self.test_labels, self.classes)
+        if not (self.train.isfinite().all() and self.test.isfinite().all()):
+            raise InputError("some features are not finite; extract them from a healthy checkpoint")
+        known = set(self.train_labels.tolist())
+        if len(known) < 2:
+            raise InputError(
+                f"all training images are of the class {_names(known, self.classes)}, so there is nothing to "
+                "tell apart; give images of at least two classes (one folder each)"
+            )
+        unseen = set(self.test_labels.tolist()) - known
+        if unseen:
+            raise InputError(
+                f"no training image for {len(unseen)} of the classes of the test images "
+                f"({_names(unseen, self.classes)}); add training images of them or remove their test images"
+            )
+
+    @classmethod
+    def select(
+        cls,
+        train: Float[Tensor, "n_train D"],
+        train_labels: Int[np.ndarray, "n_train"],
+        test: Float[Tensor, "n_test D"],
+        test_labels: Int[np.ndarray, "n_test"],
+        classes: tuple[str, ...],
+    ) -> "LabelledFeatures":
+        """From the labels of image sources: images without a label (-1) are left out."""
+        train_index = torch.as_tensor(train_labels, dtype=torch.int64)
+        test_index = torch.as_tensor(test_labels, dtype=torch.int64)
+        train_has, test_has = train_index != -1, test_index != -1
+        return cls(train[train_has], train_index[train_has], test[test_has], test_index[test_has], classes)
+
+
+def _check_labels(kind: str, labels: Int[Tensor, "n"], classes: tuple[str, ...]) -> None:
+    if len(labels) == 0:
+        raise InputError(
+            f"none of the {kind} images has a label; put the images of each class into a folder of its own, "
+            "or use an evaluation that needs no labels (crop-to-crop retrieval)"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= len(classes):
+        raise InputError(
+            f"the {kind} labels run from {low} to {high}, but there are {len(classes)} classes; "
+            f"number the classes from 0 to {len(classes) - 1}"
+        )
+
+
+def _names(indices: set[int], classes: tuple[str, ...]) -> str:
+    shown = ", ".join(classes[index] for index in sorted(indices)[:_SHOWN])
+    return f"{shown}, ..." if len(indices) > _SHOWN else shown

@@ -1,0 +1,124 @@
+"""What is measured while a run trains: the representation, what the predictor explains, and a cheap accuracy."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cjepa.data import DataConfig, EvaluationImages, ImageSource, Splits, TrainingStream, TwoCrops, holdout
+from cjepa.data.source import NO_LABEL, Subset
+from cjepa.evaluation.features import LabelledFeatures, extract_features
+from cjepa.evaluation.knn import KnnConfig, knn_accuracy
+from cjepa.evaluation.representation import dimension_std, effective_rank, explained_variance
+from cjepa.evaluation.retrieval import crop_retrieval
+from cjepa.models import JEPA
+from cjepa.models.pretrained import normalise
+from cjepa.randomness import Stream, uniform_rows
+from cjepa.types import Part
+
+NEIGHBOURS = 20
+PROBE_STEP = 1 << 40
+"""Crops and masks of the explained variance come from a step that no training reaches."""
+
+
+class MonitorConfig(Part):
+    """The cheap evaluation during training."""
+
+    train_images: int = Field(5000, ge=2)
+    """Most labelled training images that vote in the k-NN evaluation."""
+    test_images: int = Field(2000, ge=2)
+    """Most images that are classified, or found again by another crop where there are no labels."""
+    batch_size: int = Field(256, ge=2)
+    """Images per forward pass."""
+
+
+class Monitor:
+    """Measures a model on a fixed choice of images; the same images, crops and masks at every call."""
+
+    def __init__(
+        self,
+        config: MonitorConfig,
+        data: DataConfig,
+        splits: Splits,
+        stream: TrainingStream,
+        device: torch.device,
+        precision: Literal["float32", "bfloat16"],
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.stream = stream
+        self.device = device
+        self.precision = precision
+        labelled = labelled_splits(splits)
+        self.labelled = labelled and Splits(
+            some_images(labelled.train, config.train_images), some_images(labelled.test, config.test_images)
+        )
+        self.images = some_images(splits.test or splits.train, config.test_images)
+        self.quality = f"knn_{NEIGHBOURS}_centred" if self.labelled else "crop_retrieval"
+        self.count = len(self.labelled.test) if self.labelled and self.labelled.test else len(self.images)
+
+    def measure(self, model: JEPA) -> dict[str, float]:
+        """Values of the target encoder on fixed images, and of the predictor on a fixed batch."""
+        test = self._features(model, EvaluationImages(self.labelled_test(), self.data))
+        deviations = dimension_std(test)
+        values = {
+            "effective_rank": float(effective_rank(test)),
+            "std_smallest": float(deviations.min()),
+            "std_mean": float(deviations.mean()),
+            "spread": float(deviations.square().sum().sqrt() / test.double().square().sum(1).mean().sqrt()),
+            "explained_variance": self._explained_variance(model),
+        }
+        return values | self._accuracy(model, test)
+
+    def labelled_test(self) -> ImageSource:
+        """The images whose embeddings are measured: the labelled test images where there are any."""
+        return self.labelled.test if self.labelled and self.labelled.test else self.images
+
+    def _accuracy(self, model: JEPA, test: Tensor) -> dict[str, float]:
+        if self.labelled is None or self.labelled.test is None:
+            crops = self._features(model, TwoCrops(self.images, self.data, self.stream.seed))
+            return {"crop_retrieval": crop_retrieval(crops[:, 0], crops[:, 1])}
+        train = self._features(model, EvaluationImages(self.labelled.train, self.data))
+        source, target = self.labelled.train, self.labelled.test
+        features = LabelledFeatures.select(train, source.labels, test, target.labels, source.classes)
+        return knn_accuracy(KnnConfig(k=(NEIGHBOURS,)), features)
+
+    def _features(self, model: JEPA, images: EvaluationImages | TwoCrops) -> Tensor:
+        return extract_features(
+            model.target_encoder,
+            images,
+            self.data.mean,
+            self.data.std,
+            device=self.device,
+            precision=self.precision,
+            batch_size=self.config.batch_size,
+            workers=self.data.workers,
+        )
+
+    @torch.no_grad()
+    def _explained_variance(self, model: JEPA) -> float:
+        batch = self.stream[PROBE_STEP]
+        images = normalise(batch.images.to(self.device), self.data.mean, self.data.std)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            embeddings = model(images, batch.masks.to(self.device))
+        return explained_variance(embeddings.predicted.cpu(), embeddings.target.cpu(), batch.masks.targets)
+
+
+def labelled_splits(splits: Splits) -> Splits | None:
+    """Labelled training and test images with at least two classes, or None: the source's own, else a hold-out."""
+    if len(splits.train.classes) < 2:
+        return None
+    if splits.test is not None and np.any(splits.test.labels != NO_LABEL):
+        return splits
+    return holdout(splits.train)
+
+
+def some_images(source: ImageSource | None, most: int) -> ImageSource:
+    """The source, or a fixed random choice of this many of its images."""
+    assert source is not None
+    if len(source) <= most:
+        return source
+    scores = uniform_rows(0, Stream.EVALUATION, 0, 0, len(source), 1)[:, 0]
+    return Subset(source, np.sort(np.argsort(scores, kind="stable")[:most]))

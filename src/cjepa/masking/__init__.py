@@ -1,0 +1,30 @@
+"""Which patches are context and which are predicted: a closed list of samplers."""
+
+from typing import Annotated, assert_never
+
+from pydantic import Field
+
+from cjepa.masking.blocks import Size
+from cjepa.masking.multiblock import MultiblockConfig, MultiblockSampler
+from cjepa.masking.reference import ReferenceConfig, ReferenceSampler
+from cjepa.types import MaskSampler
+
+__all__ = ["MaskingConfig", "MultiblockConfig", "ReferenceConfig", "build_sampler"]
+
+MaskingConfig = Annotated[MultiblockConfig | ReferenceConfig, Field(discriminator="name")]
+
+
+def build_sampler(
+    config: MultiblockConfig | ReferenceConfig, grid: tuple[int, int], seed: int, batch_size: int
+) -> MaskSampler:
+    """The sampler of a config for a grid of (height, width) patches and a global batch size.
+
+    Raises InputError where the grid and the scales can never give a valid mask.
+    """
+    match config:
+        case MultiblockConfig():
+            return MultiblockSampler(config, Size(*grid), seed)
+        case ReferenceConfig():
+            return ReferenceSampler(config, Size(*grid), seed, batch_size)
+        case _:
+            assert_never(config)

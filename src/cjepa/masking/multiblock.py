@@ -1,0 +1,159 @@
+"""The default sampler: four target blocks, and what a large block leaves of them as context, without bias.
+
+Against the public reference sampler (reference.py, docs/method.md): area and log-aspect are independent, every
+position of a block is possible, the context is cut to its length by a random subset instead of the first indices,
+and lengths depend on the step alone, never on the batch.
+"""
+
+from functools import lru_cache
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from cjepa.errors import InputError
+from cjepa.masking.blocks import BoolArray, FloatArray, IntArray, Size, coverage, indices
+from cjepa.randomness import Stream, uniform_rows
+from cjepa.types import Masks, Part
+
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
+ATTEMPTS = 16
+"""Layouts drawn per image. Each succeeds with probability 0.9 or more, so that all fail in one of 10^16 images."""
+SHORT_SHARE = 0.1
+"""Share of layouts that may leave fewer context patches than the step's length; they are drawn again."""
+PROBES = 1024
+"""Layouts from which a step's context length is computed; a constant set, so the length is a pure function."""
+
+
+class MultiblockConfig(Part):
+    """Unbiased multi-block masks (I-JEPA's scales): the default."""
+
+    name: Literal["multiblock"] = "multiblock"
+    """The sampler: multiblock (ours, unbiased) or reference (the public I-JEPA distribution)."""
+    targets: int = Field(4, ge=1, le=16)
+    """Number M of target blocks per image; the VICReg term between blocks needs at least 2."""
+    target_area: tuple[Share, Share] = (0.15, 0.2)
+    """Area of a target block, as a share of the image: smallest and largest."""
+    target_aspect: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 1.5)
+    """Height over width of a target block: smallest and largest, drawn uniformly in the logarithm."""
+    context_area: tuple[Share, Share] = (0.85, 1.0)
+    """Area of the context block before the targets are removed, as a share of the image; its aspect is the grid's."""
+    min_context: int = Field(4, ge=1)
+    """Fewest context patches that count as a usable mask; scales that cannot give them are refused."""
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> "MultiblockConfig":
+        for key in ("target_area", "target_aspect", "context_area"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"{key}: the first value ({low}) must not exceed the second ({high})")
+        return self
+
+
+class MultiblockSampler:
+    """Masks of the images of a step as a pure function of (seed, step, sample)."""
+
+    def __init__(self, config: MultiblockConfig, grid: Size, seed: int) -> None:
+        self.config = config
+        self.grid = grid
+        self.seed = seed
+        self._context_length = lru_cache(maxsize=None)(self._probe_context_length)
+        self._refuse_impossible_scales()
+
+    def __call__(self, step: int, first: int, count: int) -> Masks:
+        """Masks of samples first .. first + count - 1 of this step's global batch."""
+        target, context = self.block_sizes(step)
+        length = self._context_length(target, context)
+        layouts = self._draw_layouts(step, first, count, target, context)
+        chosen = self._first_long_enough(layouts.free, length)
+        images = np.arange(count)
+        kept = self._random_subset(layouts.free[images, chosen], step, first, length)
+        blocks = indices(layouts.tops[images, chosen], layouts.lefts[images, chosen], target, self.grid)
+        return Masks(torch.from_numpy(kept), torch.from_numpy(blocks))
+
+    def block_sizes(self, step: int) -> tuple[Size, Size]:
+        """The sizes of this step's target and context blocks, shared by all ranks and images."""
+        area, aspect, context_area = uniform_rows(self.seed, Stream.MASK_SIZES, step, 0, 1, 3)[0]
+        low, high = np.log(self.config.target_aspect)
+        return (
+            self._target_size(_between(self.config.target_area, area), float(np.exp(low + aspect * (high - low)))),
+            self._context_size(_between(self.config.context_area, context_area)),
+        )
+
+    def _target_size(self, area: float, aspect: float) -> Size:
+        patches = area * self.grid.area
+        return self._clipped(np.sqrt(patches * aspect), np.sqrt(patches / aspect))
+
+    def _context_size(self, area: float) -> Size:
+        side = np.sqrt(area)
+        return self._clipped(side * self.grid.height, side * self.grid.width)
+
+    def _clipped(self, height: float, width: float) -> Size:
+        return Size(
+            min(max(round(float(height)), 1), self.grid.height),
+            min(max(round(float(width)), 1), self.grid.width),
+        )
+
+    def _draw_layouts(self, step: int, first: int, count: int, target: Size, context: Size) -> "_Layouts":
+        blocks = self.config.targets + 1
+        draws = uniform_rows(self.seed, Stream.MASK_POSITIONS, step, first, count, ATTEMPTS * blocks * 2)
+        return _Layouts(draws.reshape(count, ATTEMPTS, blocks, 2), target, context, self.grid)
+
+    def _first_long_enough(self, free: BoolArray, length: int) -> IntArray:
+        enough = free.sum(axis=-1) >= length
+        assert enough.any(axis=-1).all(), "no layout leaves enough context; the probes promised one"
+        return enough.argmax(axis=-1)
+
+    def _random_subset(self, free: BoolArray, step: int, first: int, length: int) -> IntArray:
+        scores = uniform_rows(self.seed, Stream.MASK_SUBSETS, step, first, len(free), self.grid.area)
+        scores[~free] = np.inf
+        kept = np.argpartition(scores, length - 1, axis=-1)[:, :length]
+        kept.sort(axis=-1)
+        return kept
+
+    def _probe_context_length(self, target: Size, context: Size) -> int:
+        blocks = self.config.targets + 1
+        draws = uniform_rows(0, Stream.MASK_PROBES, 0, 0, PROBES, blocks * 2).reshape(PROBES, 1, blocks, 2)
+        lengths = np.sort(_Layouts(draws, target, context, self.grid).free.sum(axis=-1).ravel())
+        return int(lengths[int(PROBES * SHORT_SHARE)])
+
+    def _refuse_impossible_scales(self) -> None:
+        areas, aspects, contexts = (
+            self.config.target_area,
+            self.config.target_aspect,
+            self.config.context_area,
+        )
+        targets = {self._target_size(area, aspect) for area in areas for aspect in aspects}
+        shortest = min(
+            self._context_length(target, self._context_size(area)) for target in targets for area in contexts
+        )
+        if shortest < self.config.min_context:
+            raise InputError(
+                f"masking: on a grid of {self.grid.height} x {self.grid.width} patches these scales leave "
+                f"{shortest} context patches, fewer than min_context={self.config.min_context}; use smaller "
+                "patches or a larger image, fewer or smaller targets (masking.targets, masking.target_area), "
+                "or a larger masking.context_area"
+            )
+
+
+class _Layouts:
+    """Block positions and the context patches they leave: tops, lefts [B, A, M]; free [B, A, patches]."""
+
+    def __init__(self, draws: FloatArray, target: Size, context: Size, grid: Size) -> None:
+        self.tops, self.lefts = _positions(draws[..., :-1, :], target, grid)
+        context_tops, context_lefts = _positions(draws[..., -1, :], context, grid)
+        covered = coverage(self.tops, self.lefts, target, grid).any(axis=-2)
+        self.free = coverage(context_tops, context_lefts, context, grid) & ~covered
+
+
+def _positions(draws: FloatArray, block: Size, grid: Size) -> tuple[IntArray, IntArray]:
+    """Corners, uniform over all positions at which the block fits, the last row and column included."""
+    choices = np.array([grid.height - block.height + 1, grid.width - block.width + 1])
+    corners = (draws * choices).astype(np.int64)
+    return corners[..., 0], corners[..., 1]
+
+
+def _between(limits: tuple[float, float], share: float) -> float:
+    return limits[0] + share * (limits[1] - limits[0])

@@ -1,0 +1,115 @@
+"""The distribution of the public I-JEPA sampler, kept for comparison: biased, see docs/method.md.
+
+Written from a description of its behaviour. One random number draws both the area and the aspect of a block; a block
+never touches the last row and column; the context is what its block leaves of the targets; context indices are
+sorted and cut to the shortest of the batch, so that the bottom of the image is almost never context and the length
+depends on the batch.
+"""
+
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from cjepa.errors import InputError
+from cjepa.masking.blocks import BoolArray, FloatArray, IntArray, Size, coverage, indices
+from cjepa.randomness import Stream, uniform_rows
+from cjepa.types import Masks, Part
+
+ATTEMPTS = 32
+"""Context blocks drawn per image before the scales are called impossible."""
+
+Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+
+class ReferenceConfig(Part):
+    """The public I-JEPA mask distribution, with its biases; for comparison only."""
+
+    name: Literal["reference"] = "reference"
+    """The sampler: multiblock (ours, unbiased) or reference (the public I-JEPA distribution)."""
+    targets: int = Field(4, ge=1, le=16)
+    """Number M of target blocks per image; the VICReg term between blocks needs at least 2."""
+    target_area: Range = (0.15, 0.2)
+    """Area of a target block, as a share of the image: smallest and largest."""
+    target_aspect: Range = (0.75, 1.5)
+    """Height over width of a target block: smallest and largest."""
+    context_area: Range = (0.85, 1.0)
+    """Area of the context block before the targets are removed, as a share of the image."""
+    min_keep: int = Field(10, ge=0)
+    """A context must keep more patches than this, or its block is drawn again."""
+
+
+class ReferenceSampler:
+    """Masks of a whole global batch, cut to its shortest context; a slice of them on request."""
+
+    def __init__(self, config: ReferenceConfig, grid: Size, seed: int, batch_size: int) -> None:
+        self.config = config
+        self.grid = grid
+        self.seed = seed
+        self.batch_size = batch_size
+        self._refuse_impossible_scales()
+
+    def __call__(self, step: int, first: int, count: int) -> Masks:
+        """Masks of samples first .. first + count - 1; their lengths come from the whole global batch."""
+        target, context = self.block_sizes(step)
+        draws = uniform_rows(
+            self.seed, Stream.MASK_POSITIONS, step, 0, self.batch_size, 2 * (self.config.targets + ATTEMPTS)
+        ).reshape(self.batch_size, self.config.targets + ATTEMPTS, 2)
+        tops, lefts = self._positions(draws[:, : self.config.targets], target)
+        free = self._contexts(draws[:, self.config.targets :], context, coverage(tops, lefts, target, self.grid))
+        shortest = int(free.sum(axis=-1).min())
+        first_free = np.argsort(~free, axis=-1, kind="stable")[:, :shortest]
+        local = slice(first, first + count)
+        return Masks(
+            torch.from_numpy(first_free[local]),
+            torch.from_numpy(indices(tops[local], lefts[local], target, self.grid)),
+        )
+
+    def block_sizes(self, step: int) -> tuple[Size, Size]:
+        """The sizes of this step's target and context blocks."""
+        for_target, for_context = uniform_rows(self.seed, Stream.MASK_SIZES, step, 0, 1, 2)[0]
+        return self._target_size(for_target), self._size(self.config.context_area, (1.0, 1.0), for_context)
+
+    def _target_size(self, draw: float) -> Size:
+        return self._size(self.config.target_area, self.config.target_aspect, draw)
+
+    def _size(self, areas: tuple[float, float], aspects: tuple[float, float], draw: float) -> Size:
+        """One draw sets both area and aspect; sides stay below those of the grid."""
+        patches = (areas[0] + draw * (areas[1] - areas[0])) * self.grid.area
+        aspect = aspects[0] + draw * (aspects[1] - aspects[0])
+        height, width = round(float(np.sqrt(patches * aspect))), round(float(np.sqrt(patches / aspect)))
+        return Size(min(height, self.grid.height - 1), min(width, self.grid.width - 1))
+
+    def _positions(self, draws: FloatArray, block: Size) -> tuple[IntArray, IntArray]:
+        """Corners with the upper bound left out, so that the last row and column are never covered."""
+        choices = np.array([self.grid.height - block.height, self.grid.width - block.width])
+        corners = (draws * choices).astype(np.int64)
+        return corners[..., 0], corners[..., 1]
+
+    def _contexts(self, draws: FloatArray, block: Size, targets: BoolArray) -> BoolArray:
+        """For each image the first context block that leaves more than min_keep patches: bool [B, patches].
+
+        Where no attempt does, the last target no longer counts, then the one before, as in the public sampler.
+        """
+        blocks: BoolArray = coverage(*self._positions(draws, block), block, self.grid)
+        free = np.zeros_like(targets[:, 0])
+        missing: IntArray = np.arange(len(free))
+        for respected in range(self.config.targets, -1, -1):
+            left = blocks[missing] & ~targets[missing, :respected].any(axis=1)[:, None]
+            enough: BoolArray = left.sum(axis=-1) > self.config.min_keep
+            found = np.flatnonzero(enough.any(axis=-1))
+            free[missing[found]] = left[found, enough[found].argmax(axis=-1)]
+            missing = np.delete(missing, found)
+        assert not len(missing), "a context block alone keeps enough patches; construction checked it"
+        return free
+
+    def _refuse_impossible_scales(self) -> None:
+        sizes = [self._target_size(draw) for draw in np.linspace(0.0, 1.0, 33)]
+        smallest = min(*(size.area for size in sizes), self._size(self.config.context_area, (1.0, 1.0), 0.0).area)
+        if smallest <= self.config.min_keep:
+            raise InputError(
+                f"masking: on a grid of {self.grid.height} x {self.grid.width} patches the reference sampler draws "
+                f"blocks of {smallest} patches, not more than min_keep={self.config.min_keep}, and would search for "
+                "ever; lower masking.min_keep, use smaller patches, or use masking=multiblock"
+            )

@@ -1,0 +1,98 @@
+"""The pre-norm transformer block shared by encoder and predictor, and its initialisation."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cjepa.models.attention import attend
+
+NORM_EPSILON = 1e-6
+INITIAL_STD = 0.02
+CUT = 3.0
+"""Initial weights are normal, cut at this many standard deviations."""
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one projection for query, key and value."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Float[Tensor, "B N D"], queries: int | None = None) -> Float[Tensor, "B Q D"]:
+        """Attend from the last `queries` tokens (all by default) to all tokens."""
+        batch, count, width = tokens.shape
+        rows = count if queries is None else queries
+        query, key, value = self.heads_of(tokens)
+        mixed = attend(query[:, :, count - rows :], key, value)
+        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, rows, width))
+        return projected
+
+    def heads_of(self, tokens: Float[Tensor, "B N D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, each [B, heads, N, D / heads]."""
+        batch, count, width = tokens.shape
+        split = self.qkv(tokens).reshape(batch, count, 3, self.heads, width // self.heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, width: int, ratio: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, int(width * ratio))
+        self.fc2 = nn.Linear(int(width * ratio), width)
+
+    def forward(self, tokens: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """Token-wise."""
+        output: Tensor = self.fc2(nn.functional.gelu(self.fc1(tokens)))
+        return output
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPSILON)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPSILON)
+        self.mlp = Mlp(width, mlp_ratio)
+
+    def forward(self, tokens: Float[Tensor, "B N D"], queries: int | None = None) -> Float[Tensor, "B Q D"]:
+        """Outputs of the last `queries` tokens (all by default); the others serve as keys and values only."""
+        rows = tokens if queries is None else tokens[:, tokens.shape[1] - queries :]
+        rows = rows + self.attn(self.norm1(tokens), queries)
+        output: Tensor = rows + self.mlp(self.norm2(rows))
+        return output
+
+
+@torch.no_grad()
+def initialise(modules: Iterable[nn.Module], generator: torch.Generator) -> None:
+    """Linear weights normal with std 0.02 cut at 3 sigma, biases 0; norms 1 and 0."""
+    for module in modules:
+        if isinstance(module, nn.Linear):
+            cut_normal(module.weight, INITIAL_STD, generator)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def cut_normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
+    """Fill with a normal distribution of this std, cut at 3 sigma."""
+    nn.init.trunc_normal_(weight, std=std, a=-CUT * std, b=CUT * std, generator=generator)
+
+
+@torch.no_grad()
+def rescale_by_depth(blocks: Iterable[nn.Module]) -> None:
+    """Divide the last layer of each residual branch of block l (from 1) by sqrt(2 l)."""
+    for layer, block in enumerate(blocks, start=1):
+        assert isinstance(block, Block)
+        block.attn.proj.weight.div_((2.0 * layer) ** 0.5)
+        block.mlp.fc2.weight.div_((2.0 * layer) ** 0.5)

@@ -1,0 +1,92 @@
+"""The joint-embedding predictive architecture: encoder, its moving average as target encoder, and predictor."""
+
+import copy
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from cjepa.models.predictor import Predictor, PredictorConfig
+from cjepa.models.vit import EncoderConfig, VisionTransformer, gather_patches
+from cjepa.types import Embeddings, Masks, Part
+
+TARGET_EPSILON = 1e-5
+
+
+class TargetConfig(Part):
+    """What the predictor has to predict."""
+
+    normalization: Literal["layer", "batch", "none"] = "layer"
+    """Normalise targets over the features of each patch (layer: the paper), over the batch per position, or not."""
+    gradient: bool = False
+    """Take targets from the encoder itself, with gradient: collapses; only for studying that."""
+
+
+class ModelConfig(Part):
+    """Encoder, predictor and targets."""
+
+    encoder: EncoderConfig = Field(default_factory=lambda: EncoderConfig())
+    """The vision transformer that is trained."""
+    predictor: PredictorConfig = Field(default_factory=lambda: PredictorConfig())
+    """The transformer that predicts target blocks."""
+    target: TargetConfig = Field(default_factory=lambda: TargetConfig())
+    """What the predictor has to predict."""
+
+
+class JEPA(nn.Module):
+    """Context encoder f, target encoder f' (moving average of f, never given gradients) and predictor g."""
+
+    def __init__(self, config: ModelConfig, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = VisionTransformer(config.encoder)
+        self.predictor = Predictor(config.predictor, config.encoder.width, config.encoder.heads, grid)
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+
+    def initialise(self, seed: int) -> None:
+        """Fill all weights as a function of the seed; the target encoder starts as a copy of the encoder."""
+        generator = torch.Generator().manual_seed(seed)
+        self.encoder.initialise(generator)
+        self.predictor.initialise(generator)
+        self.target_encoder.load_state_dict(self.encoder.state_dict())
+
+    def forward(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Embeddings:
+        """Context, predicted and target embeddings of a batch, in float32."""
+        context = self.encoder(images, keep=masks.context)
+        return Embeddings(
+            context=context.float(),
+            predicted=self.predictor(context, masks).float(),
+            target=gather_blocks(self.targets(images), masks.targets),
+        )
+
+    def targets(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
+        """Normalised target embeddings of all patches."""
+        if self.config.target.gradient:
+            return self._normalised(self.encoder(images).float())
+        with torch.no_grad():
+            return self._normalised(self.target_encoder(images).float())
+
+    @torch.no_grad()
+    def update_target(self, momentum: float) -> None:
+        """f' <- momentum * f' + (1 - momentum) * f."""
+        average = get_ema_multi_avg_fn(momentum)
+        average(list(self.target_encoder.parameters()), list(self.encoder.parameters()), 0)
+
+    def _normalised(self, targets: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        match self.config.target.normalization:
+            case "layer":
+                return F.layer_norm(targets, targets.shape[-1:])
+            case "batch":
+                centred = targets - targets.mean(dim=0)
+                return centred / (centred.square().mean(dim=0) + TARGET_EPSILON).sqrt()
+            case "none":
+                return targets
+
+
+def gather_blocks(patches: Float[Tensor, "B N D"], targets: Int[Tensor, "B M T"]) -> Float[Tensor, "B M T D"]:
+    """The patches of each target block of each image."""
+    return gather_patches(patches, targets.flatten(1)).unflatten(1, targets.shape[1:])

@@ -1,0 +1,68 @@
+"""What is minimised: a closed list of objectives, each mapping Embeddings to a Loss."""
+
+from typing import Annotated, assert_never
+
+import torch
+from pydantic import Field
+
+from cjepa.objectives.cjepa import CJepa, CJepaConfig, InvarianceConfig, VarianceCovarianceConfig
+from cjepa.objectives.context import ContextConfig, ContextVicreg
+from cjepa.objectives.cosine import Cosine, CosineConfig
+from cjepa.objectives.ijepa import IJepa, IJepaConfig
+from cjepa.objectives.sigreg import Sigreg, SigregConfig
+
+__all__ = [
+    "AnyObjectiveConfig",
+    "CJepaConfig",
+    "ContextConfig",
+    "IJepaConfig",
+    "Objective",
+    "ObjectiveConfig",
+    "build_objective",
+]
+
+AnyObjectiveConfig = (
+    IJepaConfig
+    | CJepaConfig
+    | VarianceCovarianceConfig
+    | InvarianceConfig
+    | ContextConfig
+    | CosineConfig
+    | SigregConfig
+)
+ObjectiveConfig = Annotated[AnyObjectiveConfig, Field(discriminator="name")]
+
+Objective = IJepa | CJepa | ContextVicreg | Cosine | Sigreg
+"""A module whose forward maps (embeddings, step) to a Loss."""
+
+
+def build_objective(config: AnyObjectiveConfig, features: int, seed: int) -> Objective:
+    """The objective of a config for embeddings of this many features, with its weights filled from the seed."""
+    objective = _choose(config, features, seed)
+    objective.initialise(torch.Generator().manual_seed(seed))
+    return objective
+
+
+def _choose(config: AnyObjectiveConfig, features: int, seed: int) -> Objective:
+    match config:
+        case IJepaConfig():
+            return IJepa(config)
+        case CJepaConfig():
+            return CJepa(config, features)
+        case VarianceCovarianceConfig():
+            return CJepa(CJepaConfig(**_shared(config), similarity=0.0), features)
+        case InvarianceConfig():
+            return CJepa(CJepaConfig(**_shared(config), variance=0.0, covariance=0.0), features)
+        case ContextConfig():
+            return ContextVicreg(config, features)
+        case CosineConfig():
+            return Cosine(config, features)
+        case SigregConfig():
+            return Sigreg(config, features, seed)
+        case _:
+            assert_never(config)
+
+
+def _shared(config: VarianceCovarianceConfig | InvarianceConfig) -> dict[str, object]:
+    """The keys that a special case of C-JEPA has in common with it."""
+    return {key: value for key, value in config if key != "name"}

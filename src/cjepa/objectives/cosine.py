@@ -1,0 +1,54 @@
+"""Algorithm 1 with its other criterion: negative cosine similarity between blocks, as in SimSiam."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cjepa.objectives.cjepa import BlockVicregConfig
+from cjepa.objectives.prediction import prediction_loss
+from cjepa.objectives.projector import Projector
+from cjepa.types import Embeddings, Loss
+
+
+class CosineConfig(BlockVicregConfig):
+    """C-JEPA, Algorithm 1 with the cosine criterion: L = L_jepa - beta * w * mean cosine between blocks."""
+
+    name: Literal["cjepa-cosine"] = "cjepa-cosine"
+    """The objective."""
+    similarity: float = Field(25.0, ge=0)
+    """Weight of the negative cosine similarity between blocks of an image."""
+
+
+class Cosine(nn.Module):
+    """L = L_jepa + beta * w_sim * mean over pairs i != j of -cos(z_i, z_j)."""
+
+    def __init__(self, config: CosineConfig, features: int) -> None:
+        super().__init__()
+        self.config = config
+        self.projector = Projector(config.projector, features)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Fill the projector's weights."""
+        self.projector.initialise(generator)
+
+    def forward(self, embeddings: Embeddings, step: int) -> Loss:  # noqa: ARG002
+        """The loss of a batch; its terms are unweighted."""
+        prediction = prediction_loss(embeddings.predicted, embeddings.target, self.config.prediction)
+        cosine = negative_cosine(self.projector(embeddings.predicted.mean(dim=2)))
+        total = prediction + self.config.beta * self.config.similarity * cosine
+        return Loss(total, {"prediction": prediction.detach(), "cosine": cosine.detach()})
+
+
+def negative_cosine(views: Float[Tensor, "B M D"]) -> Float[Tensor, ""]:
+    """Mean over images and ordered pairs i != j of -cos(z_i, z_j).
+
+    With unit vectors u the sum over pairs is |sum u|^2 - M.
+    """
+    count = views.shape[1]
+    unit = F.normalize(views, dim=-1)
+    pairs = unit.sum(dim=1).square().sum(dim=-1) - unit.square().sum(dim=(1, 2))
+    return -pairs.mean() / (count * (count - 1))

@@ -1,0 +1,60 @@
+"""The projector (VICReg's expander): from pooled embeddings to the space in which they are regularised."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from cjepa.types import Part
+
+
+class ProjectorConfig(Part):
+    """An MLP shared by all views; the paper does not state its shape, VICReg's has three layers with batch norm."""
+
+    depth: int = Field(3, ge=0, le=8)
+    """Number of linear layers; 0 regularises the pooled embeddings themselves."""
+    width: int = Field(2048, ge=1)
+    """Features of hidden layers and output."""
+    norm: Literal["batch", "layer", "none"] = "batch"
+    """Normalisation between layers."""
+
+
+class Projector(nn.Module):
+    """Linear layers with norm and ReLU between them; statistics always come from the batch at hand."""
+
+    def __init__(self, config: ProjectorConfig, inputs: int) -> None:
+        super().__init__()
+        sizes = [inputs] + [config.width] * config.depth
+        layers: list[nn.Module] = []
+        for index in range(config.depth):
+            last = index == config.depth - 1
+            layers.append(nn.Linear(sizes[index], sizes[index + 1], bias=last or config.norm != "batch"))
+            if not last:
+                layers += [_norm(config.norm, sizes[index + 1]), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """He-normal weights, zero biases."""
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=(2.0 / layer.in_features) ** 0.5, generator=generator)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Float[Tensor, "B M D"]) -> Float[Tensor, "B M Z"]:
+        """Project M views of B images; batch norm sees the B * M rows together."""
+        output: Tensor = self.layers(pooled.flatten(0, 1))
+        return output.unflatten(0, pooled.shape[:2])
+
+
+def _norm(kind: Literal["batch", "layer", "none"], width: int) -> nn.Module:
+    match kind:
+        case "batch":
+            return nn.BatchNorm1d(width, track_running_stats=False)
+        case "layer":
+            return nn.LayerNorm(width)
+        case "none":
+            return nn.Identity()

@@ -1,0 +1,1 @@
+"""How it runs: the loop, its schedules, checkpoints and logs."""

@@ -1,0 +1,152 @@
+"""The numbers of a run: metrics.jsonl always, TensorBoard and Weights & Biases on request."""
+
+import math
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from cjepa.errors import InputError
+from cjepa.training.durable import replace
+from cjepa.training.rows import RowLog, read_rows
+from cjepa.types import Part
+
+
+class LoggingConfig(Part):
+    """Where the metrics go besides metrics.jsonl."""
+
+    tensorboard: bool = False
+    """Write TensorBoard event files into the folder `tensorboard` of the run."""
+    wandb: str | None = None
+    """Name of the Weights & Biases project to log to; none when left out."""
+
+
+@runtime_checkable  # for the shape checks of the tests
+class MetricsWriter(Protocol):
+    """Anything that takes named numbers of a step."""
+
+    def write(self, step: int, split: str, values: Mapping[str, int | float]) -> None:
+        """Record the values of one step; `split` says what they were measured on, such as train or test."""
+        ...
+
+    def flush(self) -> None:
+        """Bring what was written to its place; called before each checkpoint."""
+        ...
+
+    def close(self) -> None:
+        """Flush and end; nothing is written afterwards."""
+        ...
+
+
+class MetricsLog:
+    """metrics.jsonl: one object a line with `step`, `split` and the values.
+
+    NaN and infinities, which JSON does not have, are written as null: every JSON reader and pandas then sees a
+    missing number and no column changes its type; `read_metrics` gives them back as NaN.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._rows = RowLog(path)
+
+    def write(self, step: int, split: str, values: Mapping[str, int | float]) -> None:
+        """Append one row."""
+        assert not {"step", "split"} & values.keys(), values
+        finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+        self._rows.append({"step": step, "split": split, **finite})
+
+    def flush(self) -> None:
+        """Bring the rows to the disk."""
+        self._rows.sync()
+
+    def close(self) -> None:
+        """Bring the rows to the disk; the file is not kept open."""
+        self.flush()
+
+    def truncate_after(self, step: int) -> None:
+        """Remove the rows after `step` and a cut last line: those steps are about to be taken again."""
+        self._rows.truncate_after(step)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All rows of a metrics.jsonl, in order; a cut last line is left out, null becomes NaN."""
+    rows = read_rows(path)
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+
+
+def open_writers(config: LoggingConfig, folder: Path, step: int, settings: Mapping[str, Any]) -> list[MetricsWriter]:
+    """The writers of the run in `folder`, which continues after `step` (-1 or 0: from the start).
+
+    settings: the resolved config, shown beside the run in Weights & Biases. InputError names the extra to install.
+    """
+    writers: list[MetricsWriter] = []
+    if config.tensorboard:
+        writers.append(_TensorBoard(folder / "tensorboard", step))
+    if config.wandb is not None:
+        writers.append(_Wandb(config.wandb, folder, settings))
+    log = MetricsLog(folder / "metrics.jsonl")
+    log.truncate_after(step)
+    return [log, *writers]
+
+
+class _TensorBoard:
+    """Event files; on resume the steps after the checkpoint are hidden."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise _missing("tensorboard", "logging.tensorboard=false") from error
+        self._writer = SummaryWriter(log_dir=str(folder), purge_step=step + 1)
+
+    def write(self, step: int, split: str, values: Mapping[str, int | float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"{split}/{name}", value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    """One Weights & Biases run for each run folder, continued on resume.
+
+    Its own step counter only goes up and would drop the steps that a resumed run repeats, so the step is logged as
+    a value and set as the axis.
+    """
+
+    def __init__(self, project: str, folder: Path, settings: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise _missing("wandb", "logging.wandb=null") from error
+        self._run = wandb.init(
+            project=project,
+            name=folder.resolve().name,
+            id=_run_id(folder / "wandb-id.txt"),
+            resume="allow",
+            dir=str(folder),
+            config=dict(settings),
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, split: str, values: Mapping[str, int | float]) -> None:
+        self._run.log({"step": step, **{f"{split}/{name}": value for name, value in values.items()}})
+
+    def flush(self) -> None:
+        """Nothing to do: it sends from a process of its own."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _run_id(path: Path) -> str:
+    """The id under which this run folder is known there, drawn once."""
+    if not path.exists():
+        replace(path, secrets.token_hex(8).encode())
+    return path.read_text()
+
+
+def _missing(extra: str, setting: str) -> InputError:
+    return InputError(f'{extra} is not installed; run: pip install "cjepa[{extra}]", or set {setting}')

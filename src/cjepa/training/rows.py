@@ -1,0 +1,63 @@
+"""Logs of one JSON object a line: appended whole, readable after a kill, cut back when a run is resumed."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cjepa.training.durable import replace
+
+_log = logging.getLogger(__name__)
+
+
+class RowLog:
+    """A file of rows, each with the `step` it belongs to (metrics, evaluations, unreadable images)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row. It is in the file when this returns, so a kill of the process cannot lose it."""
+        assert isinstance(row["step"], int), row
+        line = json.dumps(dict(row), allow_nan=False, ensure_ascii=False) + "\n"
+        with self.path.open("ab") as file:  # opened anew each time: the file may have been cut back or replaced
+            file.write(line.encode())
+
+    def sync(self) -> None:
+        """Bring all rows to the disk; call it before a checkpoint that is later than they are."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def truncate_after(self, step: int) -> None:
+        """Remove the rows after `step` and any line cut by a kill, so that a resumed run repeats none."""
+        if not self.path.exists():
+            return
+        content = self.path.read_bytes()
+        kept = b"".join(line for line, row in _parse(content) if row is not None and row["step"] <= step)
+        if kept != content:
+            replace(self.path, kept)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All whole rows of a log, in order; a last line without its end is left out, a damaged one is reported."""
+    rows = [(number, row) for number, (_, row) in enumerate(_parse(path.read_bytes()), 1)]
+    damaged = [number for number, row in rows if row is None]
+    if damaged:
+        _log.warning("%s: %d damaged lines left out, the first is line %d", path, len(damaged), damaged[0])
+    return [row for _, row in rows if row is not None]
+
+
+def _parse(content: bytes) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """Each whole line with its row, or with None when it is damaged (a power cut can leave zeros)."""
+    return [(line + b"\n", _parse_line(line)) for line in content.split(b"\n")[:-1]]
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
