@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -75,6 +75,7 @@ class Loss:
     terms: Mapping[str, Float[Tensor, ""]]
 
 
+@runtime_checkable
 class MaskSampler(Protocol):
     """Masks as a pure function of (seed, step, sample): no state to save, any slice of a batch on its own."""
 
@@ -83,6 +84,7 @@ class MaskSampler(Protocol):
         ...
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Anything that maps images to patch embeddings."""
 

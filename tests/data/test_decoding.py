@@ -207,11 +207,11 @@ REFUSED = {
     "float tiff": (encoded(Image.new("F", (8, 8), 0.5), "TIFF"), "floating-point"),
     "float pfm": (encoded(Image.new("F", (8, 8), 0.5), "PPM"), "floating-point"),
     "32-bit tiff": (encoded(Image.new("I", (8, 8), 70000), "TIFF"), "32-bit"),
-    "png without pixels": (png(9, 9, 8, 2, b""), ""),
-    "png cut in its header": (png(9, 9, 8, 2, b"")[:20], ""),
+    "png without pixels": (png(9, 9, 8, 2, b""), "cannot load"),
+    "png cut in its header": (png(9, 9, 8, 2, b"")[:20], "Truncated"),
     "ztxt bomb": (
         png(1, 1, 8, 0, b"\0\0", chunk(b"zTXt", b"bomb\0\0" + zlib.compress(bytes(PngImagePlugin.MAX_TEXT_CHUNK + 1)))),
-        "",
+        "too large",
     ),
 }
 
@@ -237,10 +237,10 @@ def jpeg_header(width: int, height: int) -> bytes:
 def test_bombs_are_refused_by_their_header(data: bytes) -> None:
     durations = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(UnreadableImageError, match="pixels"):
             decode(data, LIMIT)
-        durations.append(time.perf_counter() - start)
+        durations.append(time.process_time() - start)
     assert min(durations) < 0.05
 
 
@@ -261,7 +261,7 @@ def test_truncated_files_are_refused(kind: str, share: float, tmp_path: Path) ->
     data = WHOLE[kind][: int(len(WHOLE[kind]) * share)]
     (tmp_path / "cut").write_bytes(data)
     for source in (data, tmp_path / "cut"):
-        with pytest.raises(UnreadableImageError):
+        with pytest.raises(UnreadableImageError, match=r"[Tt]runcated|could not create decoder|not one of"):
             decode(source, LIMIT)
 
 
@@ -290,11 +290,13 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
             decode(tmp_path / name, LIMIT)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission(tmp_path: Path) -> None:
+def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")  # root, as in containers, may read everything
+
     (tmp_path / "a.png").write_bytes(WHOLE["PNG"])
-    (tmp_path / "a.png").chmod(0)
-    with pytest.raises(UnreadableImageError, match="ermission"):
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UnreadableImageError, match=r"^Permission denied$"):
         decode(tmp_path / "a.png", LIMIT)
 
 

@@ -18,9 +18,9 @@ def test_every_epoch_is_a_permutation(seed: int, epoch: int, n: int) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(SEEDS, st.integers(1, 300), st.integers(0, 1000), st.integers(0, 300), st.integers(0, 300))
+@given(SEEDS, st.integers(2, 300), st.integers(0, 1000), st.integers(0, 100), st.integers(0, 100))
 def test_any_slice_equals_the_whole(seed: int, n: int, start: int, first: int, count: int) -> None:
-    whole = sample_at(seed, start + np.arange(600), n)
+    whole = sample_at(seed, start + np.arange(200), n)
     np.testing.assert_array_equal(sample_at(seed, start + first + np.arange(count), n), whole[first : first + count])
 
 
@@ -41,7 +41,7 @@ def test_epochs_and_seeds_differ() -> None:
 @pytest.mark.parametrize("n", [2, 3, 8, 16, 17, 100])
 def test_every_sample_comes_equally_often_to_every_position(n: int) -> None:
     """Chi-square of (position, sample) counts over epochs: far off for a network that mixes poorly."""
-    epochs = 3000
+    epochs = 2000
     samples = sample_at(3, np.arange(epochs * n), n).reshape(epochs, n)
     counts = np.stack([np.bincount(samples[:, position], minlength=n) for position in range(n)])
     expected = epochs / n
@@ -68,9 +68,10 @@ def test_memory_does_not_grow_with_the_data_set() -> None:
     assert samples.max() > 10**11
 
 
+def test_no_positions() -> None:
+    assert sample_at(0, np.arange(0), 5).tolist() == []
+
+
 def test_golden_order() -> None:
     """A change of this order breaks the continuation of every run: it needs a new format version."""
-    assert sample_at(0, np.arange(12), 10).tolist() == GOLDEN
-
-
-GOLDEN: list[int] = []
+    assert sample_at(0, np.arange(12), 10).tolist() == [3, 5, 8, 9, 4, 6, 2, 1, 0, 7, 8, 4]

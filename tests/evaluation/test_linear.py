@@ -43,10 +43,12 @@ def test_reaches_scikit_learn_on_digits() -> None:
 
 
 def nearly_collinear(features: LabelledFeatures) -> LabelledFeatures:
-    """The same content seen through an ill-conditioned linear map, as in an untrained encoder."""
+    """The same content below one large common part, as in an untrained encoder; merely standardised, it scores 87 %."""
     width = features.train.shape[1]
     generator = torch.Generator().manual_seed(0)
-    mix = torch.eye(width) + 20 * torch.randn(width, 1, generator=generator) @ torch.ones(1, width) / width
+    rotation = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
+    common = torch.randn(width, 1, generator=generator) @ torch.ones(1, width) / 8
+    mix = (0.03 * rotation + common) / features.train.std(0).clamp(min=0.1).view(-1, 1)
     return LabelledFeatures(
         features.train @ mix, features.train_labels, features.test @ mix, features.test_labels, features.classes
     )

@@ -209,6 +209,26 @@ class TestSaving:
         save(store, 3)
         assert_is(store.newest(), 3)
 
+    def test_reader_overtaken_by_the_deletion_of_what_it_listed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = store_with(tmp_path, 1, 2)
+        listed = iter([[1, 2]])
+        steps = store.steps
+        monkeypatch.setattr(store, "steps", lambda: next(listed, None) or steps())
+        for step in (3, 4):
+            save(CheckpointStore(store.folder), step)
+        assert_is(store.newest(), 4)
+
+    def test_leftovers_of_a_failed_save_go_with_the_next(self, tmp_path: Path) -> None:
+        store = store_with(tmp_path, 1)
+        (store.folder / ".tmp-step-00000002-0a0b0c0d").mkdir()
+        (store.folder / ".tmp-step-00000002-0a0b0c0d" / "state.json").write_text("{")
+        (store.folder / ".tmp-link").symlink_to(store.folder / "step-00000001")
+        save(store, 2)
+        assert sorted(entry.name for entry in store.folder.iterdir()) == ["step-00000001", "step-00000002"]
+        assert_is(store.load(1), 1)
+
     def test_reader_beside_a_saving_process(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         store = store_with(tmp_path, 0)
 

@@ -53,7 +53,7 @@ def edits(draw: st.DrawFn) -> list[tuple[float, float, bytes]]:
     return draw(st.lists(st.tuples(share, share, st.binary(max_size=8)), min_size=1, max_size=3))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(edits())
 def test_mutated_bytes_are_refused(store: CheckpointStore, changes: list[tuple[float, float, bytes]]) -> None:
     original = manifest_path(store).read_bytes()
@@ -64,7 +64,7 @@ def test_mutated_bytes_are_refused(store: CheckpointStore, changes: list[tuple[f
     assert (refused(store, content) == []) == (content == original)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),

@@ -176,11 +176,14 @@ class TestTerminal:
                 for done in range(1, 6):
                     clock.now += 1.0
                     inner.update(done, {}, images=10)
-            clock.now += 1.0
-            outer.update(2, {"loss": 2.0})
+            for step in (2, 3):
+                clock.now += 1.0
+                outer.update(step, {"loss": 2.0}, images=7)
         drawn = terminal.drawn()
         assert any(line.startswith("features 5/5  10 images/s") for line in drawn)
-        assert drawn[-1].startswith("pre-training 2/100")
+        assert drawn[-1].startswith("pre-training 3/100  loss 2  7 images/s"), "the inner work does not count"
+        before, _ = terminal.getvalue().split("features 1/5")
+        assert "\n" in before[before.rindex("pre-training 1/100") :], "each has a line of its own"
 
     def test_prints_do_not_break_the_line(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
         terminal = Terminal()

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import shutil
@@ -122,6 +123,17 @@ class TestLock:
                     RunFolder(tmp_path / "run", patience=0.0),
                 ):
                     pass
+
+    def test_lock_that_lingers_for_a_moment_is_waited_for(self, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        with (tmp_path / "run" / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            lingering = subprocess.Popen(["sleep", "1"], pass_fds=[file.fileno()])
+        with pytest.raises(InputError, match="in use"), RunFolder(tmp_path / "run", patience=0.0):
+            pass
+        with RunFolder(tmp_path / "run"):
+            pass
+        assert lingering.wait() == 0
 
     @pytest.mark.parametrize("forks", [False, True], ids=["alone", "with a worker"])
     def test_another_process_holds_it_until_it_is_killed(self, tmp_path: Path, forks: bool) -> None:

@@ -75,7 +75,7 @@ def random_crop(
 def resized(image: Image.Image, box: Box, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """A box of an RGB image brought to `size`: uint8 [3, H, W]; nothing outside the box shows in it."""
     part = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-    return _resampled(part, (0, 0, box.width, box.height), size)
+    return _resampled(part, (0.0, 0.0, float(box.width), float(box.height)), size)
 
 
 def centre_crop(image: Image.Image, size: tuple[int, int], share: float) -> npt.NDArray[np.uint8]:
@@ -90,7 +90,5 @@ def _resampled(
     image: Image.Image, edges: tuple[float, float, float, float], size: tuple[int, int]
 ) -> npt.NDArray[np.uint8]:
     """The part between these edges (left, top, right, bottom), bilinear and antialiased as in torchvision."""
-    crop = image.resize(
-        (size[1], size[0]), Image.Resampling.BILINEAR, box=edges, reducing_gap=_REDUCING_GAP
-    )
+    crop = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=edges, reducing_gap=_REDUCING_GAP)
     return np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1))

@@ -40,6 +40,11 @@ PHOTOGRAPHS = {
 }
 """Files inside the installed packages; drawings (logo, phantom) and scanned text are left out."""
 
+MIDDLE, CONTRAST = 128.0, 40.0
+"""Mean and standard deviation of an equalised channel: 3.2 deviations fit into the range of a byte."""
+FLAT = 4.0
+"""Contrast below which a channel is not stretched further: that would show noise alone."""
+
 Pixels = Annotated[int, Field(ge=4)]
 
 
@@ -58,6 +63,8 @@ class DemoConfig(Part):
     """Side of a square crop in pixels of the photograph: smallest and largest."""
     tile_size: Pixels = 32
     """Side of the images that crops are resized to, in pixels."""
+    equalise: bool = True
+    """Give every channel of every tile the same mean and contrast, so that colour does not name the photograph."""
 
     @model_validator(mode="after")
     def _crops_fit_in_a_half(self) -> "DemoConfig":
@@ -149,4 +156,12 @@ def _tiles(half: Image.Image, config: DemoConfig, draws: npt.NDArray[np.float64]
         side = smallest + int(size * (largest - smallest + 1))
         left, top = int(across * (half.width - side + 1)), int(down * (half.height - side + 1))
         tiles[index] = resized(half, Box(left, top, side, side), tile)
-    return tiles
+    return _equalised(tiles) if config.equalise else tiles
+
+
+def _equalised(tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Each channel of each tile [n, 3, H, W] at mean 128 and standard deviation 40; a flat one stays flat."""
+    pixels = tiles.astype(np.float32)
+    mean, std = pixels.mean(axis=(2, 3), keepdims=True), pixels.std(axis=(2, 3), keepdims=True)
+    equal = (pixels - mean) / np.maximum(std, FLAT) * CONTRAST + MIDDLE
+    return equal.round().clip(0, 255).astype(np.uint8)

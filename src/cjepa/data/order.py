@@ -24,11 +24,9 @@ def sample_at(seed: int, positions: Integers, n: int) -> Integers:
     positions = np.asarray(positions, dtype=np.int64)
     assert (positions >= 0).all(), "positions count from 0"
     epochs, offsets = np.divmod(positions, n)
-    samples = np.empty_like(offsets)
-    for epoch in np.unique(epochs):
-        chosen = epochs == epoch
-        samples[chosen] = _permuted(offsets[chosen].astype(np.uint64), n, _keys(seed, int(epoch)))
-    return samples
+    distinct, epoch_of = np.unique(epochs, return_inverse=True)
+    keys = np.array([_keys(seed, int(epoch)) for epoch in distinct], dtype=np.uint64).reshape(-1, _ROUNDS)
+    return _permuted(offsets.astype(np.uint64), n, keys[epoch_of])
 
 
 def _keys(seed: int, epoch: int) -> _Words:
@@ -36,11 +34,12 @@ def _keys(seed: int, epoch: int) -> _Words:
 
 
 def _permuted(values: _Words, n: int, keys: _Words) -> Integers:
+    """Values below n permuted among themselves, each by its own row of keys [values, rounds]."""
     half = max(_SMALLEST_HALF, -(-(n - 1).bit_length() // 2))
     values = _feistel(values, half, keys)
     outside = np.flatnonzero(values >= n)
     while outside.size:
-        values[outside] = _feistel(values[outside], half, keys)
+        values[outside] = _feistel(values[outside], half, keys[outside])
         outside = outside[values[outside] >= n]
     return values.astype(np.int64)
 
@@ -49,7 +48,7 @@ def _feistel(values: _Words, half: int, keys: _Words) -> _Words:
     """A keyed permutation of the numbers of 2 * half bits."""
     bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
     left, right = values >> bits, values & mask
-    for key in keys:
+    for key in keys.T:
         left, right = right, left ^ (_mixed(right ^ key) & mask)
     return (left << bits) | right
 

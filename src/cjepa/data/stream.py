@@ -132,10 +132,13 @@ def iterate(stream: TrainingStream, start: int, stop: int, workers: int) -> Iter
                 worker_init_fn=_leave_signals_to_the_main_process,
             )
         )
-    for batch in batches:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+    try:
+        for batch in batches:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    finally:
+        del batches  # ends the workers now; a traceback would keep them alive with this frame
 
 
 def _leave_signals_to_the_main_process(_worker: int) -> None:

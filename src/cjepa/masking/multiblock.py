@@ -5,7 +5,6 @@ position of a block is possible, the context is cut to its length by a random su
 and lengths depend on the step alone, never on the batch.
 """
 
-from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -59,7 +58,7 @@ class MultiblockSampler:
         self.config = config
         self.grid = grid
         self.seed = seed
-        self._context_length = lru_cache(maxsize=None)(self._probe_context_length)
+        self._context_lengths: dict[tuple[Size, Size], int] = {}
         self._refuse_impossible_scales()
 
     def __call__(self, step: int, first: int, count: int) -> Masks:
@@ -113,22 +112,30 @@ class MultiblockSampler:
         kept.sort(axis=-1)
         return kept
 
-    def _probe_context_length(self, target: Size, context: Size) -> int:
-        blocks = self.config.targets + 1
-        draws = uniform_rows(0, Stream.MASK_PROBES, 0, 0, PROBES, blocks * 2).reshape(PROBES, 1, blocks, 2)
-        lengths = np.sort(_Layouts(draws, target, context, self.grid).free.sum(axis=-1).ravel())
-        return int(lengths[int(PROBES * SHORT_SHARE)])
+    def _context_length(self, target: Size, context: Size) -> int:
+        """The length that all but SHORT_SHARE of the layouts of these blocks leave."""
+        if (target, context) not in self._context_lengths:
+            blocks = self.config.targets + 1
+            draws = uniform_rows(0, Stream.MASK_PROBES, 0, 0, PROBES, blocks * 2).reshape(PROBES, 1, blocks, 2)
+            lengths = np.sort(_Layouts(draws, target, context, self.grid).free.sum(axis=-1).ravel())
+            self._context_lengths[target, context] = int(lengths[int(PROBES * SHORT_SHARE)])
+        return self._context_lengths[target, context]
+
+    def _largest_targets(self) -> set[Size]:
+        """For each height that a target can have the widest such target; every other one fits into one of them."""
+        area = self.config.target_area[1]
+        low, high = self.config.target_aspect
+        heights = np.arange(1, self.grid.height + 1)
+        taller = (heights - 0.5) ** 2 / (area * self.grid.area) * (1 + 1e-9)  # the aspects at which they round up
+        aspects = [low, *taller[(taller > low) & (taller < high)]]
+        return {self._target_size(area, float(aspect)) for aspect in aspects}
 
     def _refuse_impossible_scales(self) -> None:
-        areas, aspects, contexts = (
-            self.config.target_area,
-            self.config.target_aspect,
-            self.config.context_area,
-        )
-        targets = {self._target_size(area, aspect) for area in areas for aspect in aspects}
-        shortest = min(
-            self._context_length(target, self._context_size(area)) for target in targets for area in contexts
-        )
+        # The same positions leave less to a smaller context and to larger targets: only these sizes can be shortest.
+        context, targets = self._context_size(self.config.context_area[0]), self._largest_targets()
+        if context.area - self.config.targets * max(target.area for target in targets) >= self.config.min_context:
+            return  # enough even where no two targets overlap: no need to probe
+        shortest = min(self._context_length(target, context) for target in targets)
         if shortest < self.config.min_context:
             raise InputError(
                 f"masking: on a grid of {self.grid.height} x {self.grid.width} patches these scales leave "

@@ -96,7 +96,8 @@ class ReferenceSampler:
         free = np.zeros_like(targets[:, 0])
         missing: IntArray = np.arange(len(free))
         for respected in range(self.config.targets, -1, -1):
-            left = blocks[missing] & ~targets[missing, :respected].any(axis=1)[:, None]
+            taken: BoolArray = np.logical_or.reduce(targets[missing, :respected], axis=1)
+            left = blocks[missing] & ~taken[:, None]
             enough: BoolArray = left.sum(axis=-1) > self.config.min_keep
             found = np.flatnonzero(enough.any(axis=-1))
             free[missing[found]] = left[found, enough[found].argmax(axis=-1)]

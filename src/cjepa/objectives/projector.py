@@ -37,12 +37,15 @@ class Projector(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """He-normal weights, zero biases."""
+        """He-normal weights, zero biases; norms 1 and 0."""
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=(2.0 / layer.in_features) ** 0.5, generator=generator)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
+            elif isinstance(layer, nn.BatchNorm1d | nn.LayerNorm):
+                nn.init.ones_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Float[Tensor, "B M D"]) -> Float[Tensor, "B M Z"]:
         """Project M views of B images; batch norm sees the B * M rows together."""

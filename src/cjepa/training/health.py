@@ -9,14 +9,15 @@ State = Literal["too early", "healthy", "partial collapse", "collapse", "not lea
 EARLY = 0.1
 """Share of the training before which no verdict on learning is given; collapse is called at any time."""
 COLLAPSED_RANK = 1.5
-COLLAPSED_SPREAD = 0.01
-"""Collapse: fewer effective dimensions than this, or embeddings that vary by less than this share of their size."""
+"""Collapse: fewer effective dimensions than this."""
+COLLAPSED_SPREAD = 0.1
+"""Collapse: embeddings spread, for their size, less than this share of what they did untrained."""
+LOST_SPREAD = 0.3
+"""Partial collapse, without a gain in accuracy: spread below this share of the untrained encoder's."""
 LOST_RANK = 0.6
-"""Partial collapse: an effective rank below this share of the untrained encoder's."""
+"""Partial collapse, without a gain in accuracy: effective rank below this share of the untrained encoder's."""
 LOST_FROM_PEAK = 0.5
-"""Partial collapse: an effective rank below this share of the best one of this run."""
-EXPLAINED = 0.02
-"""Not learning: the predictor explains less than this share of what varies between images."""
+"""Partial collapse, with accuracy falling: effective rank below this share of the highest of this run."""
 
 
 @dataclass(frozen=True)
@@ -33,50 +34,85 @@ class Verdict:
         )
 
 
-def judge(
-    untrained: Mapping[str, float],
-    peak_rank: float,
-    current: Mapping[str, float],
-    quality: str,
-    images: int,
-    progress: float,
-) -> Verdict:
-    """The verdict on the values of an evaluation, against those of the untrained encoder.
+@dataclass(frozen=True)
+class Record:
+    """What a verdict rests on: the values of the untrained and of the current encoder, and the best so far.
 
-    untrained, current: `effective_rank`, `spread` (smallest half of the deviations over the embeddings' size),
-    `explained_variance` and the accuracy named `quality`, in percent of `images` tests. peak_rank: highest
-    effective rank so far. progress: share of the training done, 0 to 1.
+    untrained, current: `effective_rank`, `spread` (total standard deviation of the embeddings over their root mean
+    square norm), `explained_variance` and the accuracy named `quality`, in percent of `images` tests. progress:
+    share of the training done, 0 to 1.
     """
-    rank, first_rank = current["effective_rank"], untrained["effective_rank"]
-    if rank < COLLAPSED_RANK or current["spread"] < COLLAPSED_SPREAD:
+
+    untrained: Mapping[str, float]
+    current: Mapping[str, float]
+    peak_rank: float
+    best_quality: float
+    quality: str
+    images: int
+    progress: float
+
+    @property
+    def noise(self) -> float:
+        """Two standard errors of a difference of accuracies, in percent."""
+        return 2.0 * standard_error(self.untrained[self.quality], self.images)
+
+    @property
+    def gained(self) -> bool:
+        """The accuracy exceeds the untrained encoder's by more than noise."""
+        return self.current[self.quality] - self.untrained[self.quality] > self.noise
+
+    @property
+    def declined(self) -> bool:
+        """The accuracy is below the best of this run by more than noise."""
+        return self.best_quality - self.current[self.quality] > self.noise
+
+    def share(self, name: str) -> float:
+        """A value as a share of the untrained encoder's."""
+        return self.current[name] / max(self.untrained[name], 1e-12)
+
+
+def judge(record: Record) -> Verdict:
+    """The verdict on an evaluation. A lower rank alone is no collapse: data may have few dimensions."""
+    rank, spread = record.current["effective_rank"], record.share("spread")
+    if rank < COLLAPSED_RANK or spread < COLLAPSED_SPREAD:
         return Verdict(
             "collapse",
-            f"all images get nearly the same embedding (effective rank {rank:.1f}, spread {current['spread']:.4f})",
-            "Stop. Check that targets have no gradient and that training.momentum.start is 0.9 or more; lower "
-            "training.optimizer.learning_rate.peak; use objective=cjepa-context with objective.beta=0.1.",
+            f"all images get nearly the same embedding (effective rank {rank:.1f}, spread {100 * spread:.0f} % of "
+            "the untrained encoder's)",
+            "Stop. Check that the images differ, that targets have no gradient and that training.momentum.start is "
+            "0.98 or more; lower training.optimizer.learning_rate.peak; use objective=cjepa-context with "
+            "objective.beta=0.1.",
         )
-    if progress < EARLY:
-        return Verdict("too early", f"effective rank {rank:.1f}, untrained {first_rank:.1f}", "")
-    gained = current[quality] - untrained[quality]
-    accuracy = f"{quality} {current[quality]:.1f} against {untrained[quality]:.1f} untrained"
-    ranks = f"effective rank {rank:.1f} against {first_rank:.1f} untrained and {peak_rank:.1f} at best"
-    if rank < max(LOST_RANK * first_rank, LOST_FROM_PEAK * peak_rank):
+    if record.progress < EARLY:
+        return Verdict("too early", _ranks(record), "")
+    lost = record.share("effective_rank") < LOST_RANK or spread < LOST_SPREAD
+    falling = record.declined and rank < LOST_FROM_PEAK * record.peak_rank
+    if falling or (lost and not record.gained):
         return Verdict(
             "partial collapse",
-            f"{ranks}; {accuracy}",
+            f"{_ranks(record)}, spread {100 * spread:.0f} % of the untrained encoder's; {_accuracies(record)}",
             "Use objective=cjepa-context, or raise objective.beta (0.1 at batches of 128 to 256), or raise the batch "
             "size; the best checkpoint so far is kept.",
         )
-    noise = 2.0 * standard_error(untrained[quality], images)
-    if gained <= noise or current["explained_variance"] < EXPLAINED:
+    if not record.gained:
         return Verdict(
             "not learning",
-            f"{accuracy} (noise {noise:.1f}); the predictor explains "
-            f"{100 * current['explained_variance']:.0f} % of what varies between images",
+            f"{_accuracies(record)}, within the noise of {record.noise:.1f}; the predictor explains "
+            f"{100 * record.current['explained_variance']:.0f} % of what varies between images",
             "With small patches set model.encoder.patch_projection=unit_variance; shorten the momentum's horizon "
-            "(training.momentum.start=0.99); train longer; see docs/health.md.",
+            "(training.momentum.start=0.99); use objective=cjepa-context with objective.beta=0.1; train longer.",
         )
-    return Verdict("healthy", f"{accuracy}; {ranks}", "")
+    return Verdict("healthy", f"{_accuracies(record)}; {_ranks(record)}", "")
+
+
+def _accuracies(record: Record) -> str:
+    name = record.quality
+    return f"{name} {record.current[name]:.1f} against {record.untrained[name]:.1f} untrained"
+
+
+def _ranks(record: Record) -> str:
+    untrained, current = record.untrained["effective_rank"], record.current["effective_rank"]
+    return f"effective rank {current:.1f} against {untrained:.1f} untrained"
 
 
 def standard_error(percent: float, images: int) -> float:

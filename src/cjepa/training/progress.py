@@ -140,7 +140,7 @@ class _Line:
             _join([self.head, *fewer[-1], *self.words]),
             _join([self.head, *self.words]),
         ]
-        return next((line for line in candidates if len(line) <= width), self.head[:width])
+        return next((line for line in candidates if len(line) <= width), self.head)
 
     def _rate(self, unit: str) -> str | None:
         if self.rate is None:

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from cjepa.errors import DivergedError, InputError, StoppedEarly
 from cjepa.models import JEPA
 from cjepa.objectives import Objective
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
-from cjepa.training.health import Verdict, judge
+from cjepa.training.health import Record, Verdict, judge
 from cjepa.training.interruption import Interruption
 from cjepa.training.metrics import MetricsWriter
 from cjepa.training.optimizer import OptimizerConfig, build_optimizer, moments, restore_moments, set_rates
@@ -57,6 +57,7 @@ class TrainingConfig(Part):
     """Steps in a row whose loss or gradient is not finite before the run gives up; none of them changes a weight."""
 
 
+@runtime_checkable
 class Measures(Protocol):
     """What the trainer asks for at every evaluation."""
 
@@ -251,7 +252,8 @@ class Trainer:
         }
 
     def _shown(self, loss: Loss, verdict: Verdict) -> dict[str, str | float]:
-        return {"loss": float(loss.total.detach()), **{k: float(v) for k, v in loss.terms.items()}, "health": verdict.state}
+        terms = {name: float(term) for name, term in loss.terms.items()}
+        return {"loss": float(loss.total.detach()), **terms, "health": verdict.state}
 
     def _write(self, writers: list[MetricsWriter], split: str, values: Mapping[str, float]) -> None:
         for writer in writers:
@@ -273,12 +275,15 @@ class Trainer:
     def _judge(self, monitor: Measures) -> Verdict:
         progress = self.progress
         return judge(
-            progress.untrained,
-            progress.peak_rank,
-            progress.latest,
-            monitor.quality,
-            monitor.count,
-            progress.step / self.total_steps,
+            Record(
+                progress.untrained,
+                progress.latest,
+                progress.peak_rank,
+                progress.best_quality,
+                monitor.quality,
+                monitor.count,
+                progress.step / self.total_steps,
+            )
         )
 
     def _save(self, store: CheckpointStore, writers: list[MetricsWriter]) -> None:

@@ -10,7 +10,7 @@ import annotated_types
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from cjepa.config_keys import (
+from cjepa.config.keys import (
     Key,
     NamedSizes,
     join_conditions,
@@ -21,7 +21,7 @@ from cjepa.config_keys import (
     variant_name,
     walk,
 )
-from cjepa.config_yaml import dump_value
+from cjepa.config.yaml_text import dump_value
 from cjepa.types import Part
 
 REQUIRED = "(required)"

@@ -42,6 +42,7 @@ class RunConfig(Part):
     def _parts_fit(self) -> "RunConfig":
         self._patches_fit()
         self._blocks_can_be_compared()
+        self._predictor_heads_divide()
         build_sampler(self.masking, self.grid, self.seed, self.training.batch_size)
         return self
 
@@ -62,4 +63,12 @@ class RunConfig(Part):
             raise ValueError(
                 f"masking.targets: objective={self.objective.name} compares the target blocks of an image, so there "
                 "must be at least 2"
+            )
+
+    def _predictor_heads_divide(self) -> None:
+        predictor = self.model.predictor
+        if predictor.heads is not None and predictor.width % predictor.heads:
+            raise ValueError(
+                f"model.predictor.heads: {predictor.heads} heads do not divide the width of {predictor.width}; "
+                "leave heads out, or choose a divisor"
             )

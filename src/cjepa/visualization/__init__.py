@@ -1,0 +1,36 @@
+"""Pictures of what a model sees and learns. Functions take arrays and return matplotlib figures; `save` writes them.
+
+training_curves      what each run learned and minimised, against the step
+mask_examples        context and target blocks on images
+coverage             how often each patch is context or target
+patch_colours        principal components of patch features as colours (pca_colours: the arrays)
+nearest_neighbours   most similar images under each encoder (nearest: the indices)
+embedding_map        pooled embeddings in two dimensions
+spectrum             singular values and effective rank of pooled embeddings
+write_pictures       all of them into a folder
+"""
+
+from cjepa.visualization.curves import training_curves
+from cjepa.visualization.embedding_map import embedding_map
+from cjepa.visualization.masks import coverage, mask_examples
+from cjepa.visualization.neighbours import Pool, nearest, nearest_neighbours
+from cjepa.visualization.patches import patch_colours, pca_colours
+from cjepa.visualization.pictures import Examples, write_pictures
+from cjepa.visualization.spectrum import spectrum
+from cjepa.visualization.style import save
+
+__all__ = [
+    "Examples",
+    "Pool",
+    "coverage",
+    "embedding_map",
+    "mask_examples",
+    "nearest",
+    "nearest_neighbours",
+    "patch_colours",
+    "pca_colours",
+    "save",
+    "spectrum",
+    "training_curves",
+    "write_pictures",
+]

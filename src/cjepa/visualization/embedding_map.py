@@ -1,0 +1,118 @@
+"""A map of pooled embeddings in two dimensions: which images lie near each other, and what separates them."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from cjepa.visualization.components import principal_components
+from cjepa.visualization.neighbours import NO_LABEL, Pool
+from cjepa.visualization.style import COLOURS, FAINT, MARKERS, WIDTH, bare, footnote, new_figure, pixels, plain, styled
+
+Method = Literal["pca", "tsne"]
+
+CELLS = 15
+"""Thumbnails along the longer side of a map."""
+MOST_MAPS = 3
+
+
+@styled
+def embedding_map(
+    pool: Pool, classes: tuple[str, ...] = (), method: Method = "pca", show: Literal["images", "classes"] = "images"
+) -> Figure:
+    """Pooled embeddings of images in the plane, one map for each of the first three encoders, side by side.
+
+    show: thumbnails, of which each stands where the embeddings near it lie, or a coloured mark for each image by its
+    class. method: the first two principal components, or t-SNE of scikit-learn with a fixed seed.
+    """
+    names = list(pool.features)[:MOST_MAPS]
+    how = "first two principal components" if method == "pca" else "t-SNE"
+    figure = new_figure(
+        1.0 + min(WIDTH / len(names), 6.5), f"Map of the pooled embeddings of {len(pool.images)} images: {how}"
+    )
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        positions, explained = _positions(pool.features[name], method)
+        axes.set_title(plain(name) + explained)
+        axes.set_aspect("equal", adjustable="datalim")
+        if show == "images":
+            _thumbnails(axes, positions, pool)
+        else:
+            _marks(axes, positions, pool, classes)
+        bare(axes)
+    if show == "images":
+        footnote(figure, "Dots are all images; in each cell of a grid the one nearest to its centre is shown.")
+    else:
+        figure.legend(handles=_class_handles(pool, classes), loc="outside lower left", ncols=5)
+    return figure
+
+
+def cells(
+    positions: Float64[np.ndarray, "n 2"], count: int
+) -> tuple[Int64[np.ndarray, "k"], Float64[np.ndarray, "k 2"], float]:
+    """Which points represent a square grid of `count` cells along the longer side: indices, cell centres, cell side.
+
+    Of the points in a cell the nearest to its centre; empty cells have none.
+    """
+    low, high = positions.min(axis=0), positions.max(axis=0)
+    side = float((high - low).max()) / count or 1.0
+    place = np.minimum(((positions - low) / side).astype(np.int64), count - 1)
+    centres = low + (place + 0.5) * side
+    order = np.argsort(((positions - centres) ** 2).sum(axis=1), kind="stable")
+    _, first = np.unique(place[order] @ np.array([1, count]), return_index=True)
+    chosen = order[first]
+    return chosen, centres[chosen], side
+
+
+def _positions(features: Float[Tensor, "n D"], method: Method) -> tuple[Float64[np.ndarray, "n 2"], str]:
+    scores, shares = principal_components(features, 2)
+    if method == "pca":
+        return scores, f" ({100 * shares[0]:.0f} % and {100 * shares[1]:.0f} % of the variance)"
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(scores) - 1) / 3)
+    embedding = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(features.cpu().float().numpy())
+    return embedding.astype(np.float64), f" (perplexity {perplexity:.0f})"
+
+
+def _thumbnails(axes: Axes, positions: Float64[np.ndarray, "n 2"], pool: Pool) -> None:
+    axes.scatter(*positions.T, s=3, color=FAINT, alpha=0.5, linewidths=0)
+    chosen, centres, side = cells(positions, CELLS)
+    height, width = pool.images.shape[2:]
+    half = 0.47 * side * np.array([width, height]) / max(width, height)
+    for image, centre in zip(pixels(pool.images[chosen]), centres, strict=True):
+        (left, bottom), (right, top) = centre - half, centre + half
+        axes.imshow(image, extent=(left, right, bottom, top), zorder=2)
+    low, high = centres.min(axis=0) - side, centres.max(axis=0) + side
+    axes.set_xlim(low[0], high[0])
+    axes.set_ylim(low[1], high[1])
+    axes.set_aspect("equal", adjustable="datalim")
+
+
+def _marks(axes: Axes, positions: Float64[np.ndarray, "n 2"], pool: Pool, classes: tuple[str, ...]) -> None:
+    for label in (NO_LABEL, *range(len(classes))):
+        colour, marker = _mark(label)
+        own = positions[pool.labels == label]
+        axes.scatter(*own.T, s=16, color=colour, marker=marker, alpha=0.75, linewidths=0)
+
+
+def _mark(label: int) -> tuple[str, str]:
+    """Neither colour nor shape alone tells many classes apart."""
+    if label == NO_LABEL:
+        return FAINT, "."
+    return COLOURS[label % len(COLOURS)], MARKERS[(label + label // len(COLOURS)) % len(MARKERS)]
+
+
+def _class_handles(pool: Pool, classes: tuple[str, ...]) -> list[Line2D]:
+    present = [label for label in range(len(classes)) if (pool.labels == label).any()]
+    names = {label: plain(classes[label], 20) for label in present}
+    if (pool.labels == NO_LABEL).any():
+        names[NO_LABEL] = "no label"
+    return [
+        Line2D([], [], linestyle="", color=_mark(label)[0], marker=_mark(label)[1], label=name)
+        for label, name in names.items()
+    ]

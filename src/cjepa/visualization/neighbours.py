@@ -1,0 +1,124 @@
+"""Nearest neighbours: which images an encoder takes to be alike."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cjepa.visualization.style import (
+    BESIDE,
+    LABEL_WIDTH,
+    RIGHT,
+    WIDTH,
+    WRONG,
+    new_figure,
+    pixels,
+    plain,
+    show_image,
+    styled,
+)
+
+NO_LABEL = -1
+LARGEST = 1.6
+"""Inches of a picture at most."""
+_GAP = 0.25
+"""Between the groups of columns, as a share of a picture's width."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images with their labels (-1 where there is none) and their pooled embeddings by name of the encoder."""
+
+    images: UInt8[Tensor, "n 3 H W"]
+    labels: Int[np.ndarray, "n"]
+    features: Mapping[str, Float[Tensor, "n _"]]
+
+    def take(self, indices: Int[np.ndarray, "k"]) -> "Pool":
+        """Some of the images, in this order."""
+        index = torch.from_numpy(indices.astype(np.int64))
+        features = {name: of_encoder[index] for name, of_encoder in self.features.items()}
+        return Pool(self.images[index], self.labels[indices], features)
+
+
+def nearest(
+    queries: Float[Tensor, "q D"], gallery: Float[Tensor, "n D"], count: int
+) -> Int64[np.ndarray, "q count_found"]:
+    """Indices of the `count` nearest gallery embeddings of each query, the nearest first.
+
+    By cosine similarity after subtracting the gallery's mean, because pooled embeddings share a large constant part.
+    Of equally near ones the first in the gallery comes first; all of a smaller gallery are returned.
+    """
+    mean = gallery.double().mean(0)
+    similarity = normalize(queries.double() - mean, dim=1) @ normalize(gallery.double() - mean, dim=1).T
+    order = similarity.argsort(dim=1, descending=True, stable=True)
+    return order[:, :count].cpu().numpy()
+
+
+def agreement(labels: Int[np.ndarray, "q"], found: Int[np.ndarray, "q k"]) -> Int64[np.ndarray, "q k"]:
+    """Whether labels found for a query are its own: 1 or 0, and NO_LABEL where one of the two is missing."""
+    missing = (labels[:, None] == NO_LABEL) | (found == NO_LABEL)
+    return np.where(missing, NO_LABEL, (labels[:, None] == found).astype(np.int64))
+
+
+@styled
+def nearest_neighbours(queries: Pool, gallery: Pool, classes: tuple[str, ...], count: int = 5) -> Figure:
+    """Each query in a row with its `count` nearest images of the gallery, side by side for every encoder.
+
+    queries, gallery: with features of the same encoders, and no image in both. classes: names of the labels. Where
+    both images have a label the frame tells whether it is the same: solid and blue, or dashed and orange.
+    """
+    count = min(count, len(gallery.images))
+    rows, height, width = len(queries.images), *queries.images.shape[2:]
+    # The query, then for every encoder a gap and its neighbours.
+    ratios = [1.0, *([_GAP, *[1.0] * count] * len(queries.features))]
+    figure = new_figure(
+        1.2 + rows * min((WIDTH - LABEL_WIDTH) / sum(ratios), LARGEST) * height / width,
+        f"The {count} nearest of {len(gallery.images)} images, by cosine similarity of centred embeddings",
+    )
+    grid = figure.add_gridspec(rows, len(ratios), width_ratios=ratios, wspace=0.0, hspace=0.0)
+    for row, (image, label) in enumerate(zip(pixels(queries.images), queries.labels, strict=True)):
+        axes = figure.add_subplot(grid[row, 0], title="" if row else "query")
+        show_image(axes, image)
+        if label != NO_LABEL:
+            axes.annotate(plain(classes[label], 14), (0, 0.5), xytext=(-6, 0), va="center", fontsize=9, **BESIDE)
+    for group, (name, features) in enumerate(queries.features.items()):
+        found = nearest(features, gallery.features[name], count)
+        same = agreement(queries.labels, gallery.labels[found])
+        for row, place in np.ndindex(found.shape):
+            axes = figure.add_subplot(grid[row, 2 + group * (count + 1) + place])
+            show_image(axes, pixels(gallery.images[found[row, place]][None])[0])
+            _frame(axes, int(same[row, place]))
+            if row == 0 and place == 0:
+                axes.set_title(_summary(name, same))
+    _explain(figure, bool((queries.labels != NO_LABEL).any()))
+    return figure
+
+
+def _frame(axes: Axes, same: int) -> None:
+    if same != NO_LABEL:
+        axes.spines[:].set_visible(True)
+        axes.spines[:].set_color(RIGHT if same else WRONG)
+        axes.spines[:].set_linewidth(2.6)
+        axes.spines[:].set_linestyle("-" if same else (0, (2.0, 1.2)))
+
+
+def _summary(name: str, same: Int64[np.ndarray, "q k"]) -> str:
+    known = same != NO_LABEL
+    count = f": {int(same[known].sum())} of {int(known.sum())} of the query's class" if known.any() else ""
+    return plain(name, 30) + count
+
+
+def _explain(figure: Figure, labelled: bool) -> None:
+    if labelled:
+        handles = [
+            Patch(facecolor="none", edgecolor=RIGHT, linewidth=2, label="same class"),
+            Patch(facecolor="none", edgecolor=WRONG, linewidth=2, linestyle=(0, (2.0, 1.2)), label="another class"),
+        ]
+        figure.legend(handles=handles, loc="outside lower left", ncols=2)

@@ -1,0 +1,59 @@
+"""The spectrum of pooled embeddings: into how many dimensions an encoder spreads its images."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from torch import Tensor
+
+from cjepa.visualization.style import look, new_figure, plain, styled
+
+RESOLUTION = 1e-6
+"""Singular values below this share of the embeddings' size are float32 rounding, and count as zero."""
+_FLOOR = 1e-4
+"""The axis ends here, where values are below."""
+
+
+@styled
+def spectrum(features: Mapping[str, Float[Tensor, "n _"]]) -> Figure:
+    """Singular values of the centred embeddings relative to the largest, one line for each encoder, on a log axis.
+
+    features: pooled embeddings of the same images by name of the encoder. The legend has the effective rank (the
+    exponential of the entropy of the values); values of zero are not drawn.
+    """
+    images = {len(of_encoder) for of_encoder in features.values()}
+    assert len(images) == 1, "the encoders were given different numbers of images"
+    figure = new_figure(4.6, f"Spectrum of the pooled embeddings of {images.pop()} images")
+    axes = figure.subplots()
+    axes.set_yscale("log")
+    axes.grid(visible=True)
+    axes.set_axisbelow(True)
+    for index, (name, of_encoder) in enumerate(features.items()):
+        colour, line = look(index)
+        values = singular_values(of_encoder)
+        label = f"{plain(name)}: effective rank {effective_rank(values):.1f} of {of_encoder.shape[1]}"
+        shown = values[values > 0] / max(values[0], np.finfo(np.float64).tiny)
+        axes.plot(np.arange(1, len(shown) + 1), shown, color=colour, linestyle=line, label=label)
+    axes.set_ylim(max(axes.get_ylim()[0], _FLOOR), 1.2)
+    axes.set_xlabel("dimension, from the one that varies most")
+    axes.set_ylabel("standard deviation, relative to the largest")
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.legend(loc="upper right")
+    return figure
+
+
+def singular_values(embeddings: Float[Tensor, "n D"]) -> Float64[np.ndarray, "K"]:
+    """Standard deviations along the principal axes, largest first, as cjepa.evaluation.representation has them."""
+    exact = embeddings.detach().cpu().double()
+    values = torch.linalg.svdvals(exact - exact.mean(0)) / len(exact) ** 0.5
+    return torch.where(values > RESOLUTION * exact.square().mean().sqrt(), values, 0.0).numpy()
+
+
+def effective_rank(values: Float64[np.ndarray, "K"]) -> float:
+    """Exponential of the entropy of the normalised singular values; 1 if all are zero."""
+    shares = values[values > 0] / max(values.sum(), np.finfo(np.float64).tiny)
+    return float(np.exp(-(shares * np.log(shares)).sum()))

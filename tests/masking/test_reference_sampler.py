@@ -1,0 +1,95 @@
+"""The public I-JEPA sampler's distribution: its published biases must be there, or the comparison is none."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cjepa.errors import InputError
+from cjepa.masking import ReferenceConfig, build_sampler
+from cjepa.masking.blocks import Size
+from cjepa.masking.reference import ReferenceSampler
+
+PUBLISHED_ROWS = [0.75, 0.60, 0.47, 0.36, 0.26, 0.21, 0.19, 0.19, 0.19, 0.18, 0.13, 0.06, 0.02, 0.00]
+"""Chance that a patch of each row is context, measured on the public code: 14 x 14 patches, 128 images per device."""
+
+
+@pytest.fixture(scope="module")
+def measured() -> tuple[np.ndarray, np.ndarray]:
+    """Share of images in which each patch of 14 x 14 is context, and the same for target, at batch 128."""
+    sampler = build_sampler(ReferenceConfig(), (14, 14), 0, 128)
+    context, target = np.zeros(196), np.zeros(196)
+    for step in range(120):
+        masks = sampler(step, 0, 128)
+        context += np.bincount(masks.context.flatten().numpy(), minlength=196)
+        target += np.bincount(masks.targets.flatten().numpy(), minlength=196)
+    return (context / (120 * 128)).reshape(14, 14), (target / (120 * 128)).reshape(14, 14)
+
+
+def test_context_by_row_is_that_of_the_public_code(measured: tuple[np.ndarray, np.ndarray]) -> None:
+    np.testing.assert_allclose(measured[0].mean(axis=1), PUBLISHED_ROWS, atol=0.03)
+
+
+def test_the_last_row_and_column_are_never_targets(measured: tuple[np.ndarray, np.ndarray]) -> None:
+    _, target = measured
+    assert target[-1].max() == 0
+    assert target[:, -1].max() == 0
+    assert target[:-1, :-1].min() > 0
+
+
+def test_the_context_length_depends_on_the_batch() -> None:
+    """Measured on the public code: 52 patches on average at batch 128, 64 at batch 8."""
+
+    def mean_length(batch: int) -> float:
+        sampler = build_sampler(ReferenceConfig(), (14, 14), 0, batch)
+        return float(np.mean([sampler(step, 0, batch).context.shape[1] for step in range(120)]))
+
+    assert mean_length(128) == pytest.approx(52, abs=3)
+    assert mean_length(8) == pytest.approx(64, abs=3)
+
+
+def test_one_number_draws_both_area_and_aspect() -> None:
+    sampler = ReferenceSampler(ReferenceConfig(), Size(80, 80), 0, 8)
+    heights, widths = np.array([sampler.block_sizes(step)[0] for step in range(300)], dtype=float).T
+    assert np.corrcoef(heights * widths, heights / widths)[0, 1] > 0.9
+    assert heights.max() * widths[heights.argmax()] / 6400 == pytest.approx(0.2, abs=0.01)
+
+
+@given(st.integers(0, 100), st.integers(0, 7), st.integers(1, 8))
+@settings(deadline=None, max_examples=20)
+def test_slices_of_a_batch_equal_the_whole(step: int, first: int, count: int) -> None:
+    sampler = build_sampler(ReferenceConfig(), (14, 14), 0, 8)
+    whole, part = sampler(step, 0, 8), sampler(step, first, min(count, 8 - first))
+    assert part.context.tolist() == whole.context[first : first + count].tolist()
+    assert part.targets.tolist() == whole.targets[first : first + count].tolist()
+
+
+@pytest.mark.parametrize(
+    ("grid", "config"),
+    [
+        ((8, 8), ReferenceConfig()),  # the public code never ends here
+        ((1, 14), ReferenceConfig()),
+        ((2, 2), ReferenceConfig(min_keep=1)),
+        ((14, 14), ReferenceConfig(context_area=(0.05, 1.0))),
+        ((14, 14), ReferenceConfig(min_keep=196)),
+    ],
+)
+def test_what_could_never_end_is_refused_at_once(grid: tuple[int, int], config: ReferenceConfig) -> None:
+    start = time.process_time()
+    with pytest.raises(InputError, match=r"would search for ever; lower masking\.min_keep"):
+        build_sampler(config, grid, 0, 128)
+    assert time.process_time() - start < 1.0
+
+
+def test_targets_that_cover_nearly_everything_are_given_up_one_by_one() -> None:
+    """As in the public code: a context that cannot avoid all targets avoids fewer, and keeps enough patches."""
+    config = ReferenceConfig(target_area=(0.6, 0.6), target_aspect=(1.0, 1.0), min_keep=20)
+    masks = build_sampler(config, (14, 14), 0, 64)(0, 0, 64)
+    assert masks.context.shape[1] > 20
+    overlaps = [
+        set(context.tolist()) & set(targets.flatten().tolist())
+        for context, targets in zip(masks.context, masks.targets, strict=True)
+    ]
+    assert any(overlaps)

@@ -1,0 +1,210 @@
+"""The loop: exact resume, steps that must not count, bad images, and verdicts on runs that really go wrong."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from cjepa.build import build_stream, build_trainer
+from cjepa.config import RunConfig
+from cjepa.data import Splits, TrainingStream, iterate
+from cjepa.data.decoding import UnreadableImageError
+from cjepa.errors import DivergedError, InputError, StoppedEarly
+from cjepa.evaluation.monitor import Monitor
+from cjepa.training.checkpoint import CheckpointStore
+from cjepa.training.health import Verdict
+from cjepa.training.metrics import MetricsLog, read_metrics
+from cjepa.training.rows import RowLog, read_rows
+from cjepa.training.trainer import Trainer
+from cjepa.types import Batch
+from tests.training.conftest import Textures, tiny_config, training
+
+CPU = torch.device("cpu")
+
+
+class Run:
+    """A trainer with everything around it, in a folder, on textures."""
+
+    def __init__(
+        self, config: RunConfig, folder: Path, source: Textures | None = None, test: Textures | None = None
+    ) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        source = source or Textures(per_class=64)
+        splits = Splits(source, test or Textures(per_class=16, seed=1))
+        self.stream: TrainingStream = build_stream(config, splits)
+        self.trainer: Trainer = build_trainer(config, len(source), CPU)
+        self.store = CheckpointStore(folder / "checkpoints")
+        newest = self.store.newest()
+        if newest is not None:
+            self.trainer.restore(newest)
+        self.monitor = Monitor(config.monitor, config.data, splits, self.stream, CPU, "float32")
+        self.log = MetricsLog(folder / "metrics.jsonl")
+        self.log.truncate_after(-1 if newest is None else newest.step)
+
+    def train(self, signal_at: int | None = None) -> Verdict:
+        def batches(first: int) -> Iterator[Batch]:
+            for step, batch in enumerate(iterate(self.stream, first, self.trainer.total_steps, 0), first):
+                if step == signal_at:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        rows = RowLog(self.folder / "unreadable.jsonl")
+        return self.trainer.train(batches, self.monitor, self.store, [self.log], rows)
+
+
+def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Copies of all weights, averages and moments."""
+    return {f"{part}/{name}": t.clone() for part, saved in trainer.tensors().items() for name, t in saved.items()}
+
+
+def assert_same_bits(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not different
+
+
+@pytest.mark.parametrize("objective", ["cjepa", "cjepa-context", "cjepa-sigreg"])
+def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path, objective: str) -> None:
+    config = tiny_config(objective={"name": objective})
+    whole = Run(config, tmp_path / "whole")
+    whole.train()
+    stopped = Run(config, tmp_path / "stopped")
+    with pytest.raises(StoppedEarly, match="after step 6 of 24"):
+        stopped.train(signal_at=5)
+    resumed = Run(config, tmp_path / "stopped")
+    assert resumed.trainer.progress.step == 6
+    resumed.train()
+    assert_same_bits(everything(whole.trainer), everything(resumed.trainer))
+    assert read_metrics(tmp_path / "whole/metrics.jsonl") == read_metrics(tmp_path / "stopped/metrics.jsonl")
+
+
+def test_the_untrained_encoder_is_measured_before_the_first_step(tmp_path: Path) -> None:
+    run = Run(tiny_config(), tmp_path)
+    run.train()
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["split"] == "evaluation"]
+    assert [row["step"] for row in rows] == [0, 8, 16, 24]
+    assert {"effective_rank", "std_smallest", "explained_variance", "knn_20_centred"} <= rows[0].keys()
+
+
+def test_the_best_checkpoint_stays_beside_the_last_two(tmp_path: Path) -> None:
+    run = Run(tiny_config(training=training(epochs=6)), tmp_path)
+    qualities = iter([50.0, 60.0, 90.0, 70.0, 65.0, 60.0, 55.0])
+    measure = run.monitor.measure
+    run.monitor.measure = lambda model: measure(model) | {run.monitor.quality: next(qualities)}  # type: ignore[method-assign]
+    run.train()
+    assert run.store.steps() == [16, 40, 48]
+    newest = run.store.newest()
+    assert newest is not None
+    assert newest.state["progress"]["best_step"] == 16
+
+
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
+    run = Run(tiny_config(), tmp_path)
+    batches = iterate(run.stream, 0, 3, 0)
+    run.trainer.take_step(next(batches))
+    before = everything(run.trainer)
+    with torch.no_grad():
+        run.trainer.normalise = lambda images: torch.full(images.shape, torch.nan)
+    run.trainer.take_step(next(batches))
+    assert_same_bits(before, everything(run.trainer))
+    assert run.trainer.progress.skipped == 1
+
+
+def test_too_many_such_steps_in_a_row_end_the_run(tmp_path: Path) -> None:
+    run = Run(tiny_config(), tmp_path)
+    run.trainer.normalise = lambda images: torch.full(images.shape, torch.inf)
+    batch = next(iterate(run.stream, 0, 1, 0))
+    for _ in range(9):
+        run.trainer.take_step(batch)
+    with pytest.raises(DivergedError, match="10 steps in a row"):
+        run.trainer.take_step(batch)
+
+
+class Damaged(Textures):
+    """Textures of which every n-th cannot be read."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__(per_class=64)
+        self.every = every
+
+    def load(self, index: int):  # type: ignore[no-untyped-def]
+        if index % self.every == 0:
+            raise UnreadableImageError("cut short")
+        return super().load(index)
+
+
+def test_unreadable_images_are_replaced_and_listed_once(tmp_path: Path) -> None:
+    Run(tiny_config(), tmp_path, Damaged(every=64)).train()
+    rows = read_rows(tmp_path / "unreadable.jsonl")
+    assert len(rows) == len({row["name"] for row in rows}) == 4
+    assert rows[0]["reason"] == "cut short"
+
+
+def test_too_many_unreadable_images_stop_the_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="max_unreadable_share"):
+        Run(tiny_config(), tmp_path, Damaged(every=8)).train()
+
+
+def test_the_warm_up_must_end_within_the_training() -> None:
+    config = tiny_config(training=training(epochs=0.5))
+    with pytest.raises(InputError, match="warmup_epochs"):
+        build_trainer(config, 256, CPU)
+
+
+def test_only_encoder_predictor_and_projector_learn() -> None:
+    trainer = build_trainer(tiny_config(objective={"name": "cjepa"}), 256, CPU)
+    optimised = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    learned = [trainer.model.encoder, trainer.model.predictor, trainer.objective]
+    assert optimised == {id(p) for module in learned for p in module.parameters()}
+    assert not any(p.requires_grad for p in trainer.model.target_encoder.parameters())
+
+
+def test_vectors_are_not_decayed() -> None:
+    trainer = build_trainer(tiny_config(), 256, CPU)
+    decayed, free = (group["params"] for group in trainer.optimizer.param_groups)
+    assert all(p.ndim >= 2 for p in decayed)
+    assert all(p.ndim < 2 for p in free)
+    assert trainer.optimizer.param_groups[1]["weight_decay"] == 0.0
+
+
+# Verdicts on runs that really go wrong, and on one that does not.
+
+
+def test_without_average_and_stop_gradient_a_run_collapses(tmp_path: Path) -> None:
+    config = tiny_config(
+        objective={"name": "ijepa"},
+        model=tiny_config().model.model_dump() | {"target": {"normalization": "none", "gradient": True}},
+        training=training(epochs=12, peak=1e-2, momentum=0.0),
+    )
+    verdict = Run(config, tmp_path).train()
+    assert verdict.state == "collapse"
+    assert "training.momentum.start" in verdict.advice
+    last = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    assert last["spread"] < 0.02
+
+
+def test_constant_images_are_called_a_collapse(tmp_path: Path) -> None:
+    images = Textures(per_class=64, constant=True)
+    verdict = Run(tiny_config(), tmp_path, images, test=images).train()
+    assert verdict.state == "collapse"
+
+
+def test_plain_ijepa_with_small_patches_loses_what_its_start_had(tmp_path: Path) -> None:
+    config = tiny_config(objective={"name": "ijepa"}, training=training(epochs=10, peak=1.5e-3, momentum=0.9))
+    run = Run(config, tmp_path)
+    verdict = run.train()
+    assert verdict.state == "partial collapse"
+    progress = run.trainer.progress
+    assert 0.1 < progress.latest["spread"] / progress.untrained["spread"] < 0.3
+
+
+def test_vicreg_on_the_context_learns_the_same_images(tmp_path: Path) -> None:
+    run = Run(tiny_config(training=training(epochs=30)), tmp_path)
+    verdict = run.train()
+    assert verdict.state == "healthy"
+    progress = run.trainer.progress
+    assert progress.latest["knn_20_centred"] > progress.untrained["knn_20_centred"] + 20
