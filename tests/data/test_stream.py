@@ -67,7 +67,14 @@ def test_a_batch_is_what_the_order_says(source: ImageSource) -> None:
             assert (image == expected[:, None, None]).all()
 
 
-def test_ranks_together_give_the_whole_batch(source: ImageSource) -> None:
+def noisy_source() -> DemoSource:
+    """Ten images in which every crop looks different."""
+    noise = np.random.default_rng(0).integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
+    return DemoSource(noise, np.zeros(10, np.int64), ("a",))
+
+
+def test_ranks_together_give_the_whole_batch() -> None:
+    source = noisy_source()
     whole = stream_of(source)[4]
     parts = [stream_of(source, first, slots)[4] for first, slots in ((0, 3), (3, 1), (4, 4))]
     assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
@@ -84,16 +91,19 @@ def test_nothing_is_dropped_at_the_end_of_an_epoch(source: ImageSource) -> None:
 
 
 def test_crops_differ_between_slots_and_epochs() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
-    noise[:] = noise[0]
-    stream = stream_of(DemoSource(noise, np.zeros(8, np.int64), ("a",)))
+    source = noisy_source()
+    source.tiles[:] = source.tiles[0]
+    stream = stream_of(source)
     images = torch.cat([stream[0].images, stream[1].images]).flatten(1)
     assert len(torch.unique(images, dim=0)) == 16
 
 
-def test_an_unreadable_image_is_replaced_by_the_next_of_its_epoch(source: ImageSource, colours: Path) -> None:
+@pytest.mark.parametrize("position", [10, 23], ids=["in the middle", "at the end of its epoch"])
+def test_an_unreadable_image_is_replaced_by_the_next_of_its_epoch(
+    source: ImageSource, colours: Path, position: int
+) -> None:
     before = [stream_of(source)[step] for step in range(6)]
-    broken = int(before[1].samples[2])
+    broken = int(before[position // BATCH_SIZE].samples[position % BATCH_SIZE])
     (colours / source.names[broken]).write_bytes(b"broken")
     after = [stream_of(source)[step] for step in range(6)]
     met = 0
@@ -112,7 +122,7 @@ def test_an_unreadable_image_is_replaced_by_the_next_of_its_epoch(source: ImageS
             colour = torch.tensor(source.load(int(following)).getpixel((0, 0)), dtype=torch.uint8)
             assert (new.images[slot] == colour[:, None, None]).all()
     assert met == 2
-    assert "not one of" in after[1].unreadable[0].reason
+    assert "not one of" in after[position // BATCH_SIZE].unreadable[0].reason
 
 
 def test_neighbours_in_the_order_may_be_unreadable_too(source: ImageSource, colours: Path) -> None:

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from cjepa.build import Which, build_encoder, choose_device, find_checkpoint, read_config
+from cjepa.build import When, Which, build_encoder, choose_device, find_checkpoint, read_config
 from cjepa.config import RunConfig
 from cjepa.data import FolderConfig
-from cjepa.evaluation import LabelledFeatures, evaluate
+from cjepa.evaluation import evaluate
 from cjepa.evaluation.baselines import colour_statistics, raw_pixels
+from cjepa.evaluation.features import LabelledFeatures
 from cjepa.evaluation.knn import KnnConfig
 from cjepa.evaluation.linear import LinearConfig
 from cjepa.runs.labelled_images import open_labelled
@@ -44,7 +45,7 @@ def evaluate_run(
     evaluations: Sequence[Evaluation],
     *,
     which: Which = "target",
-    checkpoint: Literal["last", "best"] = "last",
+    checkpoint: When = "last",
     images: Path | None = None,
     device: str = "auto",
     comparisons: bool = True,
@@ -102,12 +103,15 @@ class _ResultLog:
 
     def __init__(self, path: Path) -> None:
         self._rows = RowLog(path)
-        self._results = [Result(**row) for row in read_rows(path)] if path.exists() else []
+        rows = read_rows(path) if path.exists() else []
+        self._results = [Result(**row) for row in rows if row.keys() == Result.__dataclass_fields__.keys()]
 
     def find(self, step: int, name: str, encoder: str, protocol: dict[str, Any]) -> Result | None:
         """The result of the same evaluation, encoder, checkpoint and protocol, if there is one."""
-        asked = (step, name, encoder, protocol)
-        return next((each for each in self._results if (each.step, each.name, each.encoder, each.protocol) == asked), None)
+        for each in self._results:
+            if (each.step, each.name, each.encoder, each.protocol) == (step, name, encoder, protocol):
+                return each
+        return None
 
     def add(self, result: Result) -> None:
         """Append a line; a run folder that cannot be written must not cost the values."""

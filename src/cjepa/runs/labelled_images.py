@@ -15,8 +15,7 @@ from cjepa.config import RunConfig
 from cjepa.data import NO_LABEL, EvaluationImages, ImageSource, open_source
 from cjepa.data.source import Subset
 from cjepa.errors import InputError
-from cjepa.evaluation import LabelledFeatures
-from cjepa.evaluation.features import extract_features
+from cjepa.evaluation.features import LabelledFeatures, extract_features
 from cjepa.evaluation.monitor import labelled_splits
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.training.progress import Progress
@@ -89,8 +88,8 @@ def open_labelled(config: RunConfig) -> LabelledImages:
     labelled = labelled_splits(splits)
     if labelled is None or labelled.test is None or not np.any(labelled.train.labels != NO_LABEL):
         raise InputError(
-            "the images have no labels to evaluate with; put those of each class into a folder of its own (at least two "
-            "classes, as in FOLDER/CLASS/image.jpg), or name a folder of such images with --images FOLDER"
+            "the images have no labels to evaluate with; put those of each class into a folder of its own (at least "
+            "two classes, as in FOLDER/CLASS/image.jpg), or name a folder of such images with --images FOLDER"
         )
     if labelled.test is not splits.test:
         _log.info("no test images of their own: about a fifth of the labelled images is held out to test on")

@@ -15,13 +15,10 @@ def principal_components(
     exact = features.detach().cpu().double().numpy()
     centred = exact - exact.mean(axis=0)
     variances, axes = np.linalg.eigh(centred.T @ centred / len(centred))
-    order = np.argsort(variances)[::-1][:count]
-    basis = axes[:, order]
+    variances, axes = variances[::-1].clip(0.0), axes[:, ::-1]
+    basis = axes[:, :count]
     largest = np.abs(basis).argmax(axis=0)
-    basis *= np.where(basis[largest, np.arange(basis.shape[1])] < 0, -1.0, 1.0)
-    missing = count - basis.shape[1]
-    scores = np.pad(centred @ basis, ((0, 0), (0, missing)))
-    shares = np.pad(
-        variances[order].clip(0.0) / max(variances.clip(0.0).sum(), np.finfo(np.float64).tiny), (0, missing)
-    )
-    return scores, shares
+    basis = basis * np.where(basis[largest, np.arange(basis.shape[1])] < 0, -1.0, 1.0)
+    shares = variances[:count] / (variances.sum() or 1.0)
+    missing = (0, count - basis.shape[1])
+    return np.pad(centred @ basis, ((0, 0), missing)), np.pad(shares, missing)

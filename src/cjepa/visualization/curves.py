@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from cjepa.visualization.style import FAINT, look, new_figure, plain, styled
+from cjepa.visualization.style import FAINT, LineStyle, look, new_figure, plain, styled
 
 Row = Mapping[str, Any]
 FloatArray = npt.NDArray[np.float64]
@@ -196,7 +196,7 @@ def _draw(axes: Axes, panel: Panel, curves: Mapping[str, Curve | None]) -> None:
     _label(axes, labels)
 
 
-def _draw_curve(axes: Axes, curve: Curve, colour: str, line: str) -> None:
+def _draw_curve(axes: Axes, curve: Curve, colour: str, line: LineStyle) -> None:
     if curve.band is not None:
         axes.fill_between(curve.steps, *curve.band, color=colour, alpha=0.2, linewidth=0)
     if curve.raw is not None:

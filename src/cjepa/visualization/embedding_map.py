@@ -1,13 +1,14 @@
 """A map of pooled embeddings in two dimensions: which images lie near each other, and what separates them."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float64, Int64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from cjepa.visualization.components import principal_components
@@ -19,6 +20,10 @@ Method = Literal["pca", "tsne"]
 CELLS = 15
 """Thumbnails along the longer side of a map."""
 MOST_MAPS = 3
+TALLEST = 8.0
+"""Inches of a map at most."""
+MOST_NAMES = 30
+"""More classes than this are not named."""
 
 
 @styled
@@ -31,23 +36,24 @@ def embedding_map(
     class. method: the first two principal components, or t-SNE of scikit-learn with a fixed seed.
     """
     names = list(pool.features)[:MOST_MAPS]
+    placed = [_positions(pool.features[name], method) for name in names]
+    tallest = max(_extent(positions)[1] / _extent(positions)[0] for positions, _ in placed)
     how = "first two principal components" if method == "pca" else "t-SNE"
-    figure = new_figure(
-        1.0 + min(WIDTH / len(names), 6.5), f"Map of the pooled embeddings of {len(pool.images)} images: {how}"
-    )
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        positions, explained = _positions(pool.features[name], method)
-        axes.set_title(plain(name) + explained)
-        axes.set_aspect("equal", adjustable="datalim")
+    title = f"Map of the pooled embeddings of {len(pool.images)} images: {how}"
+    figure = new_figure(1.1 + min(WIDTH / len(names) * tallest, TALLEST), title)
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for axes, name, (positions, detail) in zip(panels, names, placed, strict=True):
+        axes.set_title(plain(name) + detail)
         if show == "images":
             _thumbnails(axes, positions, pool)
         else:
             _marks(axes, positions, pool, classes)
         bare(axes)
+        axes.set_aspect("equal", adjustable="box", anchor="NW")
     if show == "images":
-        footnote(figure, "Dots are all images; in each cell of a grid the one nearest to its centre is shown.")
+        footnote(figure, f"Each cell of a grid, {CELLS} to the longer side, shows the image nearest to its centre.")
     else:
-        figure.legend(handles=_class_handles(pool, classes), loc="outside lower left", ncols=5)
+        _legend(figure, pool, classes)
     return figure
 
 
@@ -79,25 +85,30 @@ def _positions(features: Float[Tensor, "n D"], method: Method) -> tuple[Float64[
     return embedding.astype(np.float64), f" (perplexity {perplexity:.0f})"
 
 
+def _extent(positions: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, "2"]:
+    """Width and height of the map, a cell more than its points take up."""
+    ranges = positions.max(axis=0) - positions.min(axis=0)
+    return ranges + (ranges.max() / CELLS or 1.0)
+
+
 def _thumbnails(axes: Axes, positions: Float64[np.ndarray, "n 2"], pool: Pool) -> None:
-    axes.scatter(*positions.T, s=3, color=FAINT, alpha=0.5, linewidths=0)
     chosen, centres, side = cells(positions, CELLS)
     height, width = pool.images.shape[2:]
     half = 0.47 * side * np.array([width, height]) / max(width, height)
-    for image, centre in zip(pixels(pool.images[chosen]), centres, strict=True):
+    for image, centre in zip(pixels(pool.images[torch.from_numpy(chosen)]), centres, strict=True):
         (left, bottom), (right, top) = centre - half, centre + half
-        axes.imshow(image, extent=(left, right, bottom, top), zorder=2)
-    low, high = centres.min(axis=0) - side, centres.max(axis=0) + side
+        axes.imshow(image, extent=(left, right, bottom, top))
+        axes.add_patch(Rectangle((left, bottom), *(2 * half), fill=False, edgecolor=FAINT, linewidth=0.4))
+    low, high = centres.min(axis=0) - 0.5 * side, centres.max(axis=0) + 0.5 * side
     axes.set_xlim(low[0], high[0])
     axes.set_ylim(low[1], high[1])
-    axes.set_aspect("equal", adjustable="datalim")
 
 
 def _marks(axes: Axes, positions: Float64[np.ndarray, "n 2"], pool: Pool, classes: tuple[str, ...]) -> None:
     for label in (NO_LABEL, *range(len(classes))):
         colour, marker = _mark(label)
         own = positions[pool.labels == label]
-        axes.scatter(*own.T, s=16, color=colour, marker=marker, alpha=0.75, linewidths=0)
+        axes.scatter(own[:, 0], own[:, 1], s=16, color=colour, marker=marker, alpha=0.75, linewidths=0)
 
 
 def _mark(label: int) -> tuple[str, str]:
@@ -107,12 +118,14 @@ def _mark(label: int) -> tuple[str, str]:
     return COLOURS[label % len(COLOURS)], MARKERS[(label + label // len(COLOURS)) % len(MARKERS)]
 
 
-def _class_handles(pool: Pool, classes: tuple[str, ...]) -> list[Line2D]:
-    present = [label for label in range(len(classes)) if (pool.labels == label).any()]
-    names = {label: plain(classes[label], 20) for label in present}
-    if (pool.labels == NO_LABEL).any():
-        names[NO_LABEL] = "no label"
-    return [
-        Line2D([], [], linestyle="", color=_mark(label)[0], marker=_mark(label)[1], label=name)
-        for label, name in names.items()
-    ]
+def _legend(figure: Figure, pool: Pool, classes: tuple[str, ...]) -> None:
+    present = [label for label in (NO_LABEL, *range(len(classes))) if (pool.labels == label).any()]
+    if len(present) > MOST_NAMES:
+        footnote(figure, f"{len(present)} classes, too many to be named.")
+        return
+    handles = []
+    for label in present:
+        colour, marker = _mark(label)
+        name = "no label" if label == NO_LABEL else plain(classes[label], 20)
+        handles.append(Line2D([], [], linestyle="", color=colour, marker=marker, label=name))
+    figure.legend(handles=handles, loc="outside lower left", ncols=5, handlelength=1.0)

@@ -16,6 +16,7 @@ from cjepa.visualization.style import (
     INK,
     bare,
     new_figure,
+    patch_grid,
     picture_rows,
     picture_width,
     pixels,
@@ -42,7 +43,7 @@ def mask_examples(images: UInt8[Tensor, "n 3 H W"], masks: Masks, patch_size: in
     masks: of one step, for at least these images. patch_size: side of a patch in pixels, which divides H and W.
     """
     count = min(len(images), MOST_EXAMPLES)
-    grid = _grid(images, patch_size)
+    grid = patch_grid(images, patch_size)
     blocks, patches = masks.targets.shape[1:]
     context = patch_mask(masks.context[:count, None], grid)
     targets = patch_mask(masks.targets[:count], grid)
@@ -53,7 +54,7 @@ def mask_examples(images: UInt8[Tensor, "n 3 H W"], masks: Masks, patch_size: in
     ]
     title = f"Masks on {grid[0]} × {grid[1]} patches: what is seen and what is predicted"
     figure, axes = picture_rows(title, rows, count, (images.shape[2], images.shape[3]))
-    hidden = dim(images[:count], ~targets.any(axis=1), patch_size)
+    hidden = dim(images[:count], np.logical_not(targets.any(axis=1)), patch_size)
     seen = dim(images[:count], ~context[:, 0], patch_size)
     inset = min(_APART * grid[1] / picture_width(count), _INNERMOST / blocks)
     for index, whole in enumerate(pixels(images[:count])):
@@ -76,14 +77,12 @@ def coverage(masks: Sequence[Masks], grid: tuple[int, int]) -> Figure:
     """
     context, target = coverage_shares(masks, grid)
     images = sum(len(part.context) for part in masks)
-    figure = new_figure(
-        1.0 + 4.0 * min(grid[0] / grid[1], 2.0),
-        f"How often each patch is used, over {images} images of {len(masks)} steps",
-    )
+    title = f"How often each patch is used, over {images} images of {len(masks)} steps"
+    figure = new_figure(1.0 + 4.0 * min(grid[0] / grid[1], 2.0), title)
     axes = figure.subplots(1, 2)
     highest = max(context.max(), target.max())
-    for panel, shares, name in zip(axes, (context, target), ("the context", "a target block"), strict=True):
-        panel.set_title(f"in {name}: {_percent(shares.mean())} on average, {_range(shares)}")
+    for panel, shares, name in zip(axes, (context, target), ("In the context", "In a target block"), strict=True):
+        panel.set_title(f"{name}: {_percent(shares.mean())} on average, {_range(shares)}")
         picture = panel.imshow(100 * shares, cmap="cividis", vmin=0, vmax=100 * highest)
         bare(panel)
         if max(grid) <= _WRITTEN:
@@ -120,28 +119,24 @@ def coverage_shares(
 
 
 def edges(block: Bool[np.ndarray, "h w"], inset: float = 0.0) -> Float64[np.ndarray, "lines 2 2"]:
-    """The outline of a set of patches as (x, y) pairs in patches, drawn `inset` inside of it."""
+    """The outline of a set of patches as lines from (x, y) to (x, y) in patches, drawn `inset` < 1 inside of it."""
+    return np.concatenate([_horizontal(block, inset), _horizontal(block.T, inset)[..., ::-1]])
+
+
+def _horizontal(block: Bool[np.ndarray, "h w"], inset: float) -> Float64[np.ndarray, "lines 2 2"]:
     padded = np.pad(block, 1)
-    left, right = padded[1:-1, :-2], padded[1:-1, 2:]
-    above, below = padded[:-2, 1:-1], padded[2:, 1:-1]
-    lines: list[list[tuple[float, float]]] = []
-    for y, x in np.argwhere(block):
-        start, end = x + inset * (not left[y, x]), x + 1 - inset * (not right[y, x])
-        top, bottom = y + inset * (not above[y, x]), y + 1 - inset * (not below[y, x])
-        sides = {
-            ((start, top), (end, top)): above,
-            ((start, bottom), (end, bottom)): below,
-            ((start, top), (start, bottom)): left,
-            ((end, top), (end, bottom)): right,
-        }
-        lines += [list(side) for side, neighbour in sides.items() if not neighbour[y, x]]
-    return np.array(lines, dtype=np.float64).reshape(-1, 2, 2)
-
-
-def _grid(images: Tensor, patch_size: int) -> tuple[int, int]:
-    height, width = images.shape[2:]
-    assert height % patch_size == 0 and width % patch_size == 0, (height, width, patch_size)
-    return height // patch_size, width // patch_size
+    lines = []
+    for outwards, depth in ((-1, inset), (1, 1.0 - inset)):
+        edge = padded & ~np.roll(padded, -outwards, axis=0)
+        change = np.diff(edge.astype(np.int8), axis=1)
+        rows, starts = np.nonzero(change == 1)
+        _, ends = np.nonzero(change == -1)
+        # A line ends before a corner that points outwards, and runs on to meet the other line of an inner corner.
+        start = starts + np.where(padded[rows, starts], -inset, inset)
+        end = ends - np.where(padded[rows, ends + 1], -inset, inset)
+        height = rows - 1 + depth
+        lines.append(np.stack([start, height, end, height], axis=1).reshape(-1, 2, 2))
+    return np.concatenate(lines)
 
 
 def _outline(axes: Axes, lines: Float64[np.ndarray, "lines 2 2"], colour: str, width: float) -> None:

@@ -28,6 +28,7 @@ from cjepa.visualization.style import (
 NO_LABEL = -1
 LARGEST = 1.6
 """Inches of a picture at most."""
+_DASHES = (0.0, (2.5, 1.5))
 _GAP = 0.25
 """Between the groups of columns, as a share of a picture's width."""
 
@@ -84,10 +85,14 @@ def nearest_neighbours(queries: Pool, gallery: Pool, classes: tuple[str, ...], c
     )
     grid = figure.add_gridspec(rows, len(ratios), width_ratios=ratios, wspace=0.0, hspace=0.0)
     for row, (image, label) in enumerate(zip(pixels(queries.images), queries.labels, strict=True)):
-        axes = figure.add_subplot(grid[row, 0], title="" if row else "query")
+        axes = figure.add_subplot(grid[row, 0])
         show_image(axes, image)
+        if row == 0:
+            _heading(axes, "query")
         if label != NO_LABEL:
-            axes.annotate(plain(classes[label], 14), (0, 0.5), xytext=(-6, 0), va="center", fontsize=9, **BESIDE)
+            axes.annotate(
+                plain(classes[label], 18), (0, 0.5), xytext=(-6, 0), ha="right", va="center", fontsize=9, **BESIDE
+            )
     for group, (name, features) in enumerate(queries.features.items()):
         found = nearest(features, gallery.features[name], count)
         same = agreement(queries.labels, gallery.labels[found])
@@ -96,9 +101,14 @@ def nearest_neighbours(queries: Pool, gallery: Pool, classes: tuple[str, ...], c
             show_image(axes, pixels(gallery.images[found[row, place]][None])[0])
             _frame(axes, int(same[row, place]))
             if row == 0 and place == 0:
-                axes.set_title(_summary(name, same))
+                _heading(axes, _summary(name, same))
     _explain(figure, bool((queries.labels != NO_LABEL).any()))
     return figure
+
+
+def _heading(axes: Axes, text: str) -> None:
+    axes.set_title(" ")  # keeps the room; the text itself must not widen the column of one picture
+    axes.annotate(text, (0, 1), xytext=(0, 7), ha="left", **BESIDE).set_in_layout(False)
 
 
 def _frame(axes: Axes, same: int) -> None:
@@ -106,19 +116,19 @@ def _frame(axes: Axes, same: int) -> None:
         axes.spines[:].set_visible(True)
         axes.spines[:].set_color(RIGHT if same else WRONG)
         axes.spines[:].set_linewidth(2.6)
-        axes.spines[:].set_linestyle("-" if same else (0, (2.0, 1.2)))
+        axes.spines[:].set_linestyle("-" if same else _DASHES)
 
 
 def _summary(name: str, same: Int64[np.ndarray, "q k"]) -> str:
     known = same != NO_LABEL
-    count = f": {int(same[known].sum())} of {int(known.sum())} of the query's class" if known.any() else ""
-    return plain(name, 30) + count
+    count = f": {int(same[known].sum())} of {int(known.sum())} same class" if known.any() else ""
+    return plain(name, 20) + count
 
 
 def _explain(figure: Figure, labelled: bool) -> None:
     if labelled:
         handles = [
             Patch(facecolor="none", edgecolor=RIGHT, linewidth=2, label="same class"),
-            Patch(facecolor="none", edgecolor=WRONG, linewidth=2, linestyle=(0, (2.0, 1.2)), label="another class"),
+            Patch(facecolor="none", edgecolor=WRONG, linewidth=2, linestyle=_DASHES, label="another class"),
         ]
         figure.legend(handles=handles, loc="outside lower left", ncols=2)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cjepa.visualization.components import principal_components
-from cjepa.visualization.style import bare, footnote, picture_rows, pixels, plain, show_image, styled
+from cjepa.visualization.style import bare, footnote, patch_grid, picture_rows, pixels, plain, show_image, styled
 
 MOST_EXAMPLES = 8
 COMPONENTS = 3
@@ -26,7 +26,7 @@ def pca_colours(features: Float[Tensor, "n N D"], grid: tuple[int, int]) -> UInt
     One basis and one range (1st to 99th percentile of each component) for all patches of all images, so that equal
     colours mean equal features. grid: height and width in patches, h * w = N. A component that does not vary is grey.
     """
-    images, patches, width = features.shape
+    images, patches, _ = features.shape
     assert grid[0] * grid[1] == patches, f"{patches} patches are no grid of {grid[0]} x {grid[1]}"
     scores, _ = principal_components(features.flatten(0, 1), COMPONENTS)
     low, high = np.percentile(scores, ROBUST, axis=0)
@@ -49,7 +49,7 @@ def patch_colours(
     all n images, also those that are not shown.
     """
     count = min(len(images), MOST_EXAMPLES)
-    grid = (images.shape[2] // patch_size, images.shape[3] // patch_size)
+    grid = patch_grid(images, patch_size)
     rows = [("image", f"{images.shape[2]} × {images.shape[3]} pixels")]
     for name, of_encoder in features.items():
         _, shares = principal_components(of_encoder.flatten(0, 1), COMPONENTS)

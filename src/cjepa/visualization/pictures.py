@@ -16,7 +16,7 @@ from cjepa.visualization.masks import coverage, mask_examples
 from cjepa.visualization.neighbours import Pool, nearest_neighbours
 from cjepa.visualization.patches import patch_colours
 from cjepa.visualization.spectrum import spectrum
-from cjepa.visualization.style import save
+from cjepa.visualization.style import patch_grid, save
 
 QUERIES = 8
 """Images whose neighbours are shown."""
@@ -52,8 +52,7 @@ def write_pictures(
     spectrum.png, map.png: of the embeddings of all queries. queries, gallery: such as test and training images, none
     in both; their features are pooled embeddings of the same encoders. classes: names of the labels, () without.
     """
-    height, width = examples.images.shape[2:]
-    grid = (height // examples.patch_size, width // examples.patch_size)
+    grid = patch_grid(examples.images, examples.patch_size)
     chosen = np.linspace(0, len(queries.images) - 1, min(QUERIES, len(queries.images))).round().astype(np.int64)
     figures: dict[str, Figure] = {
         "curves": training_curves(metrics),

@@ -13,8 +13,11 @@ from cjepa.visualization.style import look, new_figure, plain, styled
 
 RESOLUTION = 1e-6
 """Singular values below this share of the embeddings' size are float32 rounding, and count as zero."""
-_FLOOR = 1e-4
+_FLOOR = 1e-6
 """The axis ends here, where values are below."""
+
+_FEW = 10
+"""Fewer values than this each have a marker: one alone makes no line."""
 
 
 @styled
@@ -36,11 +39,18 @@ def spectrum(features: Mapping[str, Float[Tensor, "n _"]]) -> Figure:
         values = singular_values(of_encoder)
         label = f"{plain(name)}: effective rank {effective_rank(values):.1f} of {of_encoder.shape[1]}"
         shown = values[values > 0] / max(values[0], np.finfo(np.float64).tiny)
-        axes.plot(np.arange(1, len(shown) + 1), shown, color=colour, linestyle=line, label=label)
+        axes.plot(
+            np.arange(1, len(shown) + 1),
+            shown,
+            color=colour,
+            linestyle=line,
+            label=label,
+            marker="o" if len(shown) < _FEW else None,
+        )
     axes.set_ylim(max(axes.get_ylim()[0], _FLOOR), 1.2)
     axes.set_xlabel("dimension, from the one that varies most")
     axes.set_ylabel("standard deviation, relative to the largest")
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.legend(loc="upper right")
     return figure

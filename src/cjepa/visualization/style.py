@@ -1,9 +1,9 @@
-"""How every picture looks: one width, dark on light, colours (Okabe and Ito, 2008) that colour-blind readers tell apart."""
+"""How every picture looks: one width, dark on light, the colours of Okabe and Ito (2008) for colour-blind readers."""
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,48 +24,49 @@ FEWEST_COLUMNS = 4
 INK, FAINT = "#222222", "#6b6b6b"
 RIGHT, WRONG = "#0072B2", "#D55E00"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", "--", ":", "-.")
+LineStyle = Literal["-", "--", ":", "-."]
+LINES: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-BESIDE: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right"}
-"""Arguments of an annotation left of its axes."""
+BESIDE: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+"""Arguments of an annotation that stands some points away from a place of its axes."""
 
-_SETTINGS = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 10.0,
-    "axes.titlesize": 10.0,
-    "axes.labelsize": 9.0,
-    "xtick.labelsize": 9.0,
-    "ytick.labelsize": 9.0,
-    "legend.fontsize": 10.0,
-    "legend.frameon": False,
-    "figure.titlesize": 12.0,
-    "figure.titleweight": "bold",
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
-    "savefig.facecolor": "white",
-    "savefig.bbox": None,
-    "text.color": INK,
-    "text.usetex": False,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.edgecolor": FAINT,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.grid": False,
-    "grid.color": "#e4e4e4",
-    "lines.linewidth": 1.8,
-    "legend.handlelength": 2.6,
-    "figure.constrained_layout.h_pad": 0.06,
-    "figure.constrained_layout.w_pad": 0.06,
-}
-
-styled = rc_context(_SETTINGS)
+styled = rc_context(
+    {
+        "font.family": ["DejaVu Sans"],
+        "font.size": 10.0,
+        "axes.titlesize": 10.0,
+        "axes.labelsize": 9.0,
+        "xtick.labelsize": 9.0,
+        "ytick.labelsize": 9.0,
+        "legend.fontsize": 10.0,
+        "legend.frameon": False,
+        "figure.titlesize": 12.0,
+        "figure.titleweight": "bold",
+        "figure.facecolor": "white",
+        "axes.facecolor": "white",
+        "savefig.facecolor": "white",
+        "savefig.bbox": None,
+        "text.color": INK,
+        "text.usetex": False,
+        "axes.labelcolor": INK,
+        "axes.titlecolor": INK,
+        "axes.edgecolor": FAINT,
+        "xtick.color": FAINT,
+        "ytick.color": FAINT,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlelocation": "left",
+        "axes.grid": False,
+        "grid.color": "#e4e4e4",
+        "lines.linewidth": 1.8,
+        "legend.handlelength": 2.6,
+        "figure.constrained_layout.h_pad": 0.06,
+        "figure.constrained_layout.w_pad": 0.06,
+    }
+)
 """Decorator: draw with these settings, whatever the user's matplotlibrc says."""
 
 
@@ -87,7 +88,7 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def look(index: int) -> tuple[str, str]:
+def look(index: int) -> tuple[str, LineStyle]:
     """Colour and line style of the index-th run or encoder."""
     return COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)]
 
@@ -105,6 +106,14 @@ def plain(text: str, most: int = 40) -> str:
 def pixels(images: UInt8[Tensor, "n 3 H W"]) -> UInt8[np.ndarray, "n H W 3"]:
     """Images as matplotlib wants them."""
     return np.ascontiguousarray(images.cpu().numpy().transpose(0, 2, 3, 1))
+
+
+def patch_grid(images: UInt8[Tensor, "n 3 H W"], patch_size: int) -> tuple[int, int]:
+    """Height and width of the images in patches."""
+    height, width = images.shape[2:]
+    assert height % patch_size == 0, f"patches of {patch_size} pixels do not divide a height of {height}"
+    assert width % patch_size == 0, f"patches of {patch_size} pixels do not divide a width of {width}"
+    return height // patch_size, width // patch_size
 
 
 def show_image(axes: Axes, image: UInt8[np.ndarray, "H W 3"]) -> None:
@@ -133,8 +142,8 @@ def picture_rows(
     grid = figure.add_gridspec(len(labels), columns, wspace=0.0, hspace=0.0)
     axes = np.array([[figure.add_subplot(grid[row, place]) for place in range(count)] for row in range(len(labels))])
     for first, (name, detail) in zip(axes[:, 0], labels, strict=True):
-        first.annotate(name, (0, 0.5), xytext=(-8, 2), va="bottom", fontweight="bold", **BESIDE)
-        first.annotate(detail, (0, 0.5), xytext=(-8, -2), va="top", fontsize=8.5, color=FAINT, **BESIDE)
+        first.annotate(name, (0, 0.5), xytext=(-8, 2), ha="right", va="bottom", fontweight="bold", **BESIDE)
+        first.annotate(detail, (0, 0.5), xytext=(-8, -2), ha="right", va="top", fontsize=8.5, color=FAINT, **BESIDE)
     return figure, axes
 
 

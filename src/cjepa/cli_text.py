@@ -1,0 +1,168 @@
+"""What the command line prints: tables of at most 80 columns, summaries, and the documentation of every key."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from cjepa.config import RunConfig, describe_keys, parts_of, variant_name
+from cjepa.config.help import REQUIRED, KeyHelp
+from cjepa.config.presets import preset_names, preset_summary
+from cjepa.evaluation import EvaluationConfig
+from cjepa.runs import Demo, Diagnosis, Outcome, Result
+from cjepa.types import Part
+
+WIDTH = 80
+_BASELINES = ("raw pixels", "colour statistics")
+
+
+def config_help() -> str:
+    """Every key of a run, grouped, as it would be typed with its default."""
+    lines = _wrapped(
+        "Config keys with their defaults. A bare value stands for a group: data=DIR, objective=ijepa, "
+        "model.encoder=small. Lists are written [0.3, 1.0], absent values null."
+    )
+    rows = describe_keys(RunConfig)
+    for group, field in RunConfig.model_fields.items():
+        lines += ["", f"{group}: {field.description}"]
+        lines += [line for row in rows if row.key.split(".")[0] == group for line in _key_lines(row)]
+    return "\n".join(lines)
+
+
+def evaluation_help() -> str:
+    """The keys of every evaluation."""
+    lines = ["Keys of the evaluations with their defaults:"]
+    for part in parts_of(EvaluationConfig):
+        lines += ["", f"{variant_name(part)}: {_sentence(part)}"]
+        lines += [line for row in describe_keys(part) if row.key != "name" for line in _key_lines(row)]
+    return "\n".join(lines)
+
+
+def _sentence(part: type[Part]) -> str:
+    return " ".join((part.__doc__ or "").split())
+
+
+def _key_lines(row: KeyHelp) -> list[str]:
+    value = f" {row.default}" if row.default == REQUIRED else f"={row.default}" if row.default else ""
+    kind = row.type.replace("name", f"one of {', '.join(row.choices)}", 1) if row.choices else row.type
+    return [f"  {row.key}{value}", *_wrapped(f"({kind}) {row.text}", "      ")]
+
+
+def _wrapped(text: str, indent: str = "", first: str | None = None) -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent if first is None else first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def presets_text() -> str:
+    """The presets with their first comment line."""
+    width = max(map(len, preset_names())) + 2
+    return "\n".join(
+        line for name in preset_names() for line in _wrapped(preset_summary(name), " " * width, name.ljust(width))
+    )
+
+
+def outcome_table(outcome: Outcome) -> Table:
+    """The values of the untrained and of the trained encoder."""
+    table = Table("value", title=f"after {outcome.steps} steps", title_justify="left")
+    table.add_column("untrained", justify="right")
+    table.add_column("trained", justify="right")
+    for name, value in outcome.trained.items():
+        table.add_row(name, _number(outcome.untrained.get(name, math.nan)), _number(value))
+    return table
+
+
+def outcome_text(outcome: Outcome) -> str:
+    """Verdict, best checkpoint, run folder and what to do next."""
+    labelled = outcome.quality.startswith("knn")
+    evaluation = "linear" if labelled else "knn --images LABELLED_FOLDER"
+    return "\n".join(
+        [
+            *_wrapped(f"verdict: {outcome.verdict}"),
+            f"best {outcome.quality}: at step {outcome.best_step} of {outcome.steps}",
+            f"run folder: {outcome.folder}",
+            f"next: cjepa evaluate {evaluation} {outcome.folder}",
+            f'in Python: cjepa.load_encoder("{outcome.folder}")',
+        ]
+    )
+
+
+def results_table(results: Sequence[Result]) -> Table:
+    """One row for each kind of features, what is to beat first."""
+    table = Table("features", title=f"{results[0].name}, percent of the test images", title_justify="left")
+    names = list(results[0].values)
+    for name in names:
+        table.add_column(name, justify="right")
+    for result in results:
+        table.add_row(_features(result), *(f"{result.values[name]:.1f}" for name in names))
+    return table
+
+
+def _features(result: Result) -> str:
+    if result.encoder in _BASELINES:
+        return result.encoder
+    return f"{result.encoder} encoder" + (f", step {result.step}" if result.step else "")
+
+
+def results_text(results: Sequence[Result], run: Path) -> str:
+    """The protocol in words, and where the lines are."""
+    protocol = results[0].protocol
+    height, width = protocol["image_size"]
+    counted = f"{protocol['train_images']:,} training and {protocol['test_images']:,} test images"
+    return f"{counted} of {protocol['classes']} classes, {height} x {width} pixels\nkept in {run / 'evaluations.jsonl'}"
+
+
+def demo_table(demo: Demo) -> Table:
+    """The comparison that the demo is for."""
+    table = Table("features", title=f"percent of {demo.test_images:,} test images", title_justify="left")
+    for name in ("20-NN", "centred", "linear", "rank"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for row in demo.rows:
+        values = (f"{value:.1f}" for value in (row.knn, row.knn_centred, row.linear))
+        table.add_row(row.features, *values, "" if math.isnan(row.rank) else f"{row.rank:.1f}", row.verdict)
+    return table
+
+
+def demo_text(demo: Demo) -> str:
+    """What the numbers say, both verdicts with their evidence, and where everything is."""
+    lines = _wrapped(demo.conclusion)
+    lines += ["", *_wrapped(f"C-JEPA: {demo.cjepa.verdict}"), *_wrapped(f"I-JEPA: {demo.ijepa.verdict}")]
+    lines += ["", f"run folders: {demo.cjepa.folder}, {demo.ijepa.folder}", f"pictures: {demo.pictures[0].parent}"]
+    return "\n".join(lines)
+
+
+def environment_text(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and findings in two columns."""
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join(line for name, text in rows for line in _wrapped(text, " " * width, name.ljust(width)))
+
+
+def diagnosis_text(diagnosis: Diagnosis, run: Path) -> str:
+    """Every checkpoint, which one is used, and how far the run is."""
+    lines = ["", f"run {run}"]
+    for step, problems in diagnosis.checkpoints.items():
+        mark = " <- used next" if step == diagnosis.used else ""
+        lines.append(f"  step {step}: {'damaged' if problems else 'valid'}{mark}")
+        lines += [line for problem in problems for line in _wrapped(problem, "    ")]
+    if not diagnosis.checkpoints:
+        lines.append("  no checkpoint yet: the same `cjepa pretrain` command starts it")
+    elif diagnosis.complete:
+        lines.append(f"  complete: all {diagnosis.steps} steps are taken")
+    elif diagnosis.used is not None:
+        total = f" of {diagnosis.steps}" if diagnosis.steps else ""
+        lines.append(
+            f"  not complete: continues after step {diagnosis.used}{total}, by the same `cjepa pretrain` command"
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"

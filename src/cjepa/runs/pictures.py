@@ -1,0 +1,111 @@
+"""The pictures of one finished run, or of several of the same images and model side by side."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from cjepa.build import build_encoder, choose_device, find_checkpoint, read_config
+from cjepa.config import RunConfig
+from cjepa.data import EvaluationImages, ImageSource, Splits, open_source
+from cjepa.data.source import Subset
+from cjepa.evaluation.features import extract_features
+from cjepa.evaluation.monitor import labelled_splits, some_images
+from cjepa.masking import build_sampler
+from cjepa.models.pretrained import PretrainedEncoder
+from cjepa.training.metrics import read_metrics
+from cjepa.types import Masks
+
+PICTURES, METRICS = "pictures", "metrics.jsonl"
+QUERIES, GALLERY, EXAMPLES = 400, 1000, 8
+"""Most images that are compared, that they are compared with, and that are shown with masks and patch features."""
+MASK_STEPS, MASK_IMAGES = 32, 64
+"""Steps, and most images of each, whose masks make the coverage."""
+_HELD_OUT = 4
+"""Without test images, every fourth one is compared with the others."""
+
+
+def draw_pictures(runs: Mapping[str, Path], folder: Path, device: str = "auto") -> list[Path]:
+    """Write the pictures of finished runs, by the name to be shown, into a folder; their paths.
+
+    The untrained encoder stands first. All runs have the images, the model and the masks of the first.
+    """
+    from cjepa.visualization import Examples, Pool, write_pictures
+
+    config = read_config(next(iter(runs.values())))
+    chosen = choose_device(device)
+    encoders = {"untrained": build_encoder(config, None).to(chosen)}
+    for name, run in runs.items():
+        encoders[name] = build_encoder(read_config(run), find_checkpoint(run, "last")).to(chosen)
+    query_source, gallery_source = _to_compare(open_source(config.data, config.seed))
+    queries, gallery = (_decoded(source, config) for source in (query_source, gallery_source))
+    masks = _masks(config)
+    shown = _evenly(queries, min(EXAMPLES, len(masks[0].context)))
+    examples = Examples(
+        shown,
+        masks,
+        config.model.encoder.patch_size,
+        {name: _patches(encoder, shown, chosen) for name, encoder in encoders.items()},
+    )
+
+    def pool(images: UInt8[Tensor, "n 3 H W"], source: ImageSource) -> Pool:
+        features = {name: _pooled(encoder, images, config, chosen) for name, encoder in encoders.items()}
+        return Pool(images, source.labels, features)
+
+    return write_pictures(
+        folder,
+        metrics={name: read_metrics(run / METRICS) for name, run in runs.items()},
+        examples=examples,
+        queries=pool(queries, query_source),
+        gallery=pool(gallery, gallery_source),
+        classes=query_source.classes,
+    )
+
+
+def _to_compare(splits: Splits) -> tuple[ImageSource, ImageSource]:
+    """Queries and gallery: test and training images where labels or the source tell them apart, else some of each."""
+    splits = labelled_splits(splits) or splits
+    if splits.test is not None:
+        return some_images(splits.test, QUERIES), some_images(splits.train, GALLERY)
+    images = some_images(splits.train, QUERIES + GALLERY)
+    held_out = np.arange(len(images)) % _HELD_OUT == 0
+    return Subset(images, np.flatnonzero(held_out)), Subset(images, np.flatnonzero(~held_out))
+
+
+def _decoded(source: ImageSource, config: RunConfig) -> UInt8[Tensor, "n 3 H W"]:
+    images = EvaluationImages(source, config.data)
+    return torch.stack([images[index] for index in range(len(images))])
+
+
+def _evenly(images: UInt8[Tensor, "n 3 H W"], most: int) -> UInt8[Tensor, "k 3 H W"]:
+    return images[torch.linspace(0, len(images) - 1, min(most, len(images))).round().long()]
+
+
+def _masks(config: RunConfig) -> list[Masks]:
+    batch_size = config.training.batch_size
+    sampler = build_sampler(config.masking, config.grid, config.seed, batch_size)
+    return [sampler(step, 0, min(batch_size, MASK_IMAGES)) for step in range(MASK_STEPS)]
+
+
+@torch.no_grad()
+def _patches(
+    encoder: PretrainedEncoder, images: UInt8[Tensor, "n 3 H W"], device: torch.device
+) -> Float[Tensor, "n N D"]:
+    return encoder(images.to(device)).float().cpu()
+
+
+def _pooled(
+    encoder: PretrainedEncoder, images: UInt8[Tensor, "n 3 H W"], config: RunConfig, device: torch.device
+) -> Float[Tensor, "n D"]:
+    return extract_features(
+        encoder,
+        images,
+        config.data.mean,
+        config.data.std,
+        device=device,
+        precision=config.training.precision,
+        batch_size=config.monitor.batch_size,
+    )

@@ -1,0 +1,166 @@
+"""The predictor: rows of images and blocks are never mixed, and each block is predicted in a sequence of its own."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from cjepa.masking import MultiblockConfig, build_sampler
+from cjepa.models.predictor import Predictor, PredictorConfig
+from cjepa.types import Masks
+
+BATCH, BLOCKS, GRID, WIDTH = 3, 4, (6, 7), 24
+Predict = Callable[[Tensor, Masks], Tensor]
+
+
+def predictor(**keys: object) -> Predictor:
+    """Weights far from the small ones of the start, so that every input shows in every output."""
+    config = PredictorConfig.model_validate({"width": 16, "depth": 2} | keys)
+    built = Predictor(config, encoder_width=WIDTH, encoder_heads=4, grid=GRID)
+    built.initialise(torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in built.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return built
+
+
+def masks(step: int = 0) -> Masks:
+    return build_sampler(MultiblockConfig(), GRID, 0, BATCH)(step, 0, BATCH)
+
+
+def contexts(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(BATCH, count, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def block_major(built: Predictor) -> Predict:
+    """The mistake of a public re-implementation: predictions stacked block by block, then viewed as [batch, M]."""
+
+    def predict(context: Tensor, given: Masks) -> Tensor:
+        stacked = torch.cat([built(context, Masks(given.context, given.targets[:, [m]])) for m in range(BLOCKS)])
+        return stacked.view(BATCH, BLOCKS, *stacked.shape[2:])
+
+    return predict
+
+
+def changed(predict: Predict, before: tuple[Tensor, Masks], after: tuple[Tensor, Masks]) -> list[tuple[int, int]]:
+    """The (image, block) whose prediction differs between two inputs."""
+    difference = (predict(*after) - predict(*before)).abs().amax(dim=(2, 3))
+    return [(image, block) for image in range(BATCH) for block in range(BLOCKS) if difference[image, block] > 1e-3]
+
+
+def rows_follow_their_images(predict: Predict) -> bool:
+    """Whether another context of one image changes the predictions of that image and of no other."""
+    given = masks()
+    context = contexts(given.context.shape[1])
+    for image in range(BATCH):
+        other = context.clone()
+        other[image] = -other[image]
+        if changed(predict, (context, given), (other, given)) != [(image, block) for block in range(BLOCKS)]:
+            return False
+    return True
+
+
+def columns_follow_their_blocks(predict: Predict) -> bool:
+    """Whether another place of one target block of one image changes the prediction of that block alone."""
+    given = masks()
+    context = contexts(given.context.shape[1])
+    for image in range(BATCH):
+        for block in range(BLOCKS):
+            targets = given.targets.clone()
+            targets[image, block] = (targets[image, block] + 3) % (GRID[0] * GRID[1])
+            if changed(predict, (context, given), (context, Masks(given.context, targets))) != [(image, block)]:
+                return False
+    return True
+
+
+def test_predictions_are_indexed_by_image_then_block() -> None:
+    built = predictor()
+    assert rows_follow_their_images(built)
+    assert columns_follow_their_blocks(built)
+
+
+def test_a_block_major_view_would_be_seen() -> None:
+    """The same numbers in the wrong order fail the two checks above, although the shape is right."""
+    wrong = block_major(predictor())
+    given = masks()
+    context = contexts(given.context.shape[1])
+    right = predictor()(context, given)
+    assert wrong(context, given).shape == right.shape
+    torch.testing.assert_close(wrong(context, given).flatten().sort().values, right.flatten().sort().values)
+    assert not rows_follow_their_images(wrong)
+    assert not columns_follow_their_blocks(wrong)
+
+
+def test_each_block_of_each_image_equals_its_prediction_alone() -> None:
+    """No image and no other block has any influence: the sequence is [context, mask tokens of this block]."""
+    built, given = predictor(), masks()
+    context = contexts(given.context.shape[1])
+    together = built(context, given)
+    for image in range(BATCH):
+        for block in range(BLOCKS):
+            alone = Masks(given.context[[image]], given.targets[[image], block : block + 1])
+            torch.testing.assert_close(built(context[[image]], alone)[0, 0], together[image, block])
+
+
+def test_the_prediction_equals_the_full_computation() -> None:
+    """All rows through all blocks, the target rows taken at the end: what the shortcut of the last block must equal."""
+    built, given = predictor(depth=3), masks()
+    context = contexts(given.context.shape[1])
+    asked = given.targets.shape[2]
+    for block in range(BLOCKS):
+        known = built.project_in(context) + built.positions[given.context]
+        tokens = torch.cat([known, built.mask_token + built.positions[given.targets[:, block]]], dim=1)
+        for layer in built.blocks:
+            tokens = layer(tokens)
+        expected = built.project_out(built.norm(tokens))[:, -asked:]
+        torch.testing.assert_close(built(context, given)[:, block], expected)
+
+
+def test_predictions_depend_on_where_the_context_was() -> None:
+    built, given = predictor(), masks()
+    context = contexts(given.context.shape[1])
+    shifted = Masks((given.context + 1) % (GRID[0] * GRID[1]), given.targets)
+    assert len(changed(built, (context, given), (context, shifted))) == BATCH * BLOCKS
+
+
+def test_patches_of_a_block_get_predictions_of_their_own() -> None:
+    given = masks()
+    predicted = predictor()(contexts(given.context.shape[1]), given)
+    assert torch.pdist(predicted[0, 0]).min() > 1e-3
+
+
+def test_context_in_any_order_predicts_the_same() -> None:
+    built, given = predictor(), masks()
+    context = contexts(given.context.shape[1])
+    order = torch.randperm(context.shape[1], generator=torch.Generator().manual_seed(4))
+    shuffled = Masks(given.context[:, order], given.targets)
+    torch.testing.assert_close(built(context[:, order], shuffled), built(context, given))
+
+
+@pytest.mark.parametrize("rescale_depth", [False, True])
+def test_initialise_forgets_no_parameter(rescale_depth: bool) -> None:
+    built = Predictor(PredictorConfig(width=16, depth=2, rescale_depth=rescale_depth), WIDTH, 4, GRID)
+    for parameter in built.parameters():
+        parameter.data.fill_(torch.nan)
+    built.initialise(torch.Generator().manual_seed(0))
+    assert all(parameter.isfinite().all() for parameter in built.parameters())
+    assert 0 < built.mask_token.abs().max() <= 0.06
+    last = built.blocks[1].mlp.fc2.weight.std().item()
+    assert last == pytest.approx(0.02 / (2.0 if rescale_depth else 1.0), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("encoder_heads", "width", "heads", "expected"),
+    [(3, 384, None, 3), (16, 384, None, 16), (3, 64, None, 2), (3, 64, 8, 8)],
+)
+def test_heads_are_those_of_the_encoder_unless_the_width_does_not_divide(
+    encoder_heads: int, width: int, heads: int | None, expected: int
+) -> None:
+    built = Predictor(PredictorConfig(width=width, depth=1, heads=heads), 48, encoder_heads, GRID)
+    assert built.blocks[0].attn.heads == expected
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"width \(16\) must be divisible by heads \(3\)"):
+        predictor(heads=3)
