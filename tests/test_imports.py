@@ -57,7 +57,7 @@ def imported(source: str, known: Mapping[str, str]) -> set[str]:
         else:
             assert node.level == 0, "relative imports hide the direction; write cjepa.X"
             assert node.module is not None
-            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            members = {f"{node.module}.{alias.name}" for alias in node.names} - {"cjepa.__version__"}  # defined on top
             found |= {member if member in known else node.module for member in members}
     return {name for name in found if name.split(".")[0] == "cjepa"}
 
@@ -100,12 +100,13 @@ def test_the_walk_sees_the_package() -> None:
         ("cjepa.errors", "from cjepa.types import Part"),
         ("cjepa.evaluation.knn", "from cjepa.training.trainer import Trainer"),
         ("cjepa.config_yaml", "import cjepa.build"),
-        ("cjepa.data.folder", "from cjepa import __version__"),
+        ("cjepa.data.folder", "from cjepa import load_encoder"),
         ("cjepa.novel", ""),
     ],
 )
 def test_a_wrong_import_is_seen(module: str, source: str) -> None:
-    assert violations({**modules(), module: source})
+    seen = violations({**modules(), module: source})
+    assert any(line.startswith((f"{module} imports", f"{module}: ")) for line in seen)
 
 
 @pytest.mark.parametrize(
@@ -114,10 +115,11 @@ def test_a_wrong_import_is_seen(module: str, source: str) -> None:
         ("cjepa.training.trainer", "from cjepa.models import JEPA"),
         ("cjepa.config_yaml", "from cjepa.config import RunConfig"),
         ("cjepa.cli_more", "from cjepa import build"),
+        ("cjepa.training.environment", "from cjepa import __version__"),
     ],
 )
 def test_a_right_import_is_not_reported(module: str, source: str) -> None:
-    assert violations({**modules(), module: source}) == []
+    assert not any(line.startswith(module) for line in violations({**modules(), module: source}))
 
 
 HEAVY = {"torch", "pydantic", "numpy", "sklearn", "matplotlib", "skimage", "jaxtyping", "PIL"}

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 from cjepa.config import RunConfig, describe_keys, parts_of, variant_name
@@ -69,9 +70,13 @@ def presets_text() -> str:
     )
 
 
+def _table(first: str, title: str) -> Table:
+    return Table(first, title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
 def outcome_table(outcome: Outcome) -> Table:
     """The values of the untrained and of the trained encoder."""
-    table = Table("value", title=f"after {outcome.steps} steps", title_justify="left")
+    table = _table("value", f"before and after {outcome.steps} steps")
     table.add_column("untrained", justify="right")
     table.add_column("trained", justify="right")
     for name, value in outcome.trained.items():
@@ -96,7 +101,7 @@ def outcome_text(outcome: Outcome) -> str:
 
 def results_table(results: Sequence[Result]) -> Table:
     """One row for each kind of features, what is to beat first."""
-    table = Table("features", title=f"{results[0].name}, percent of the test images", title_justify="left")
+    table = _table("features", f"{results[0].name}, percent of the test images")
     names = list(results[0].values)
     for name in names:
         table.add_column(name, justify="right")
@@ -121,7 +126,7 @@ def results_text(results: Sequence[Result], run: Path) -> str:
 
 def demo_table(demo: Demo) -> Table:
     """The comparison that the demo is for."""
-    table = Table("features", title=f"percent of {demo.test_images:,} test images", title_justify="left")
+    table = _table("features", f"percent of {demo.test_images:,} test images")
     for name in ("20-NN", "centred", "linear", "rank"):
         table.add_column(name, justify="right")
     table.add_column("verdict")

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from cjepa.config import RunConfig
+from cjepa.config_io import parse
 from cjepa.errors import InputError
 from cjepa.masking import MaskingConfig, build_sampler
 from cjepa.types import Masks
@@ -118,6 +120,16 @@ def test_impossible_grids_are_refused_at_once(variant: type, height: int, width:
     with pytest.raises(InputError, match=r"masking.*patches"):
         build_sampler(variant(), (height, width), 0, 256)
     assert time.process_time() - start < 1.0
+
+
+@every_variant
+def test_an_impossible_grid_is_refused_when_the_config_is_read(variant: type) -> None:
+    """3 x 3 patches: nothing is opened, built or drawn before the refusal."""
+    data = {"source": {"name": "folder", "path": "never-opened"}, "image_size": 48}
+    values = {"data": data, "masking": {"name": variant().name}}
+    with pytest.raises(InputError, match=r"masking.*3 x 3 patches"):
+        parse(RunConfig, values)
+    assert parse(RunConfig, values | {"data": data | {"image_size": 224}}).grid == (14, 14)
 
 
 @every_variant

@@ -40,16 +40,11 @@ PHOTOGRAPHS = {
 }
 """Files inside the installed packages; drawings (logo, phantom) and scanned text are left out."""
 
-MIDDLE, CONTRAST = 128.0, 40.0
-"""Mean and standard deviation of an equalised channel: 3.2 deviations fit into the range of a byte."""
-FLAT = 4.0
-"""Contrast below which a channel is not stretched further: that would show noise alone."""
-
 Pixels = Annotated[int, Field(ge=4)]
 
 
 class DemoConfig(Part):
-    """Crops of 18 photographs, to be told apart by photograph: a task that colour alone does not solve."""
+    """Grey crops of 18 photographs, to be told apart by photograph: a task that colour cannot solve."""
 
     name: Literal["demo"] = "demo"
     """The source: folder (your own images) or demo (crops of photographs that come with scikit-image)."""
@@ -63,8 +58,8 @@ class DemoConfig(Part):
     """Side of a square crop in pixels of the photograph: smallest and largest."""
     tile_size: Pixels = 32
     """Side of the images that crops are resized to, in pixels."""
-    equalise: bool = True
-    """Give every channel of every tile the same mean and contrast, so that colour does not name the photograph."""
+    grey: bool = True
+    """Drop the colour of all photographs, so that it cannot name them; the images stay RGB with equal channels."""
 
     @model_validator(mode="after")
     def _crops_fit_in_a_half(self) -> "DemoConfig":
@@ -104,7 +99,7 @@ def open_demo(config: DemoConfig, seed: int) -> Splits:
     classes = tuple(path.stem for path in paths)
     train, test = [], []
     for number, path in enumerate(paths):
-        left, right = _halves(path, config.photograph_size)
+        left, right = _halves(path, config)
         train.append(_tiles(left, config, _draws(seed, 2 * number, config.train_crops)))
         test.append(_tiles(right, config, _draws(seed, 2 * number + 1, config.test_crops)))
     return Splits(_source(train, classes), _source(test, classes))
@@ -139,10 +134,12 @@ def _installed_photographs() -> list[Path]:
     return sorted(paths, key=lambda path: path.stem)
 
 
-def _halves(path: Path, shorter_side: int) -> tuple[Image.Image, Image.Image]:
-    """Left and right half of a photograph brought to this shorter side: top and bottom would differ in kind."""
+def _halves(path: Path, config: DemoConfig) -> tuple[Image.Image, Image.Image]:
+    """Left and right half of a photograph at its working size: top and bottom would differ in kind."""
     photograph = decode(path, PILLOW_LIMIT)
-    unit = shorter_side / min(photograph.size)
+    if config.grey:
+        photograph = photograph.convert("L").convert("RGB")
+    unit = config.photograph_size / min(photograph.size)
     width, height = round(photograph.width * unit), round(photograph.height * unit)
     photograph = photograph.resize((width, height), Image.Resampling.BICUBIC)
     return photograph.crop((0, 0, width // 2, height)), photograph.crop((width // 2, 0, width, height))
@@ -156,12 +153,4 @@ def _tiles(half: Image.Image, config: DemoConfig, draws: npt.NDArray[np.float64]
         side = smallest + int(size * (largest - smallest + 1))
         left, top = int(across * (half.width - side + 1)), int(down * (half.height - side + 1))
         tiles[index] = resized(half, Box(left, top, side, side), tile)
-    return _equalised(tiles) if config.equalise else tiles
-
-
-def _equalised(tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Each channel of each tile [n, 3, H, W] at mean 128 and standard deviation 40; a flat one stays flat."""
-    pixels = tiles.astype(np.float32)
-    mean, std = pixels.mean(axis=(2, 3), keepdims=True), pixels.std(axis=(2, 3), keepdims=True)
-    equal = (pixels - mean) / np.maximum(std, FLAT) * CONTRAST + MIDDLE
-    return equal.round().clip(0, 255).astype(np.uint8)
+    return tiles

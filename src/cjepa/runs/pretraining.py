@@ -123,7 +123,7 @@ def _announce(config: RunConfig, splits: Splits, trainer: Trainer, folder: Path)
         _parameters(model.predictor),
     )
     training = config.training
-    threads = f" with {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""
+    threads = f", threads: {torch.get_num_threads()}" if trainer.device.type == "cpu" else ""
     _log.info(
         "training: objective %s, %d steps of %d images (%g epochs) in %s on %s%s",
         config.objective.name,
@@ -138,7 +138,7 @@ def _announce(config: RunConfig, splits: Splits, trainer: Trainer, folder: Path)
 
 
 def _parameters(module: nn.Module) -> str:
-    return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.2f} M"
+    return f"{sum(parameter.numel() for parameter in module.parameters()):,}"
 
 
 def _describe(run: RunFolder, config: RunConfig, splits: Splits, steps: int) -> None:

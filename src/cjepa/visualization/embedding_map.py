@@ -1,5 +1,6 @@
 """A map of pooled embeddings in two dimensions: which images lie near each other, and what separates them."""
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -11,17 +12,30 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from cjepa.data.source import NO_LABEL
 from cjepa.visualization.components import principal_components
-from cjepa.visualization.neighbours import NO_LABEL, Pool
-from cjepa.visualization.style import COLOURS, FAINT, MARKERS, WIDTH, bare, footnote, new_figure, pixels, plain, styled
+from cjepa.visualization.neighbours import Pool
+from cjepa.visualization.style import (
+    COLOURS,
+    FAINT,
+    MARKERS,
+    WIDTH,
+    bare,
+    counted,
+    footnote,
+    new_figure,
+    pixels,
+    plain,
+    styled,
+)
 
 Method = Literal["pca", "tsne"]
 
-CELLS = 15
-"""Thumbnails along the longer side of a map."""
+MOST_CELLS = 15
+"""Thumbnails along the longer side of a map; fewer where there are few images."""
 MOST_MAPS = 3
-TALLEST = 8.0
-"""Inches of a map at most."""
+TALLEST, LOWEST = 8.0, 0.3
+"""Inches of a map at most; its height over its width at least."""
 MOST_NAMES = 30
 """More classes than this are not named."""
 
@@ -33,17 +47,17 @@ def embedding_map(
     """Pooled embeddings of images in the plane, one map for each of the first three encoders, side by side.
 
     show: thumbnails, of which each stands where the embeddings near it lie, or a coloured mark for each image by its
-    class. method: the first two principal components, or t-SNE of scikit-learn with a fixed seed.
+    class. method: the first two principal components, or t-SNE of scikit-learn with a fixed seed (4 images or more).
     """
     names = list(pool.features)[:MOST_MAPS]
     placed = [_positions(pool.features[name], method) for name in names]
-    tallest = max(_extent(positions)[1] / _extent(positions)[0] for positions, _ in placed)
+    tallest = max(np.ptp(positions[:, 1]) / (np.ptp(positions[:, 0]) or 1.0) for positions, _ in placed)
     how = "first two principal components" if method == "pca" else "t-SNE"
-    title = f"Map of the pooled embeddings of {len(pool.images)} images: {how}"
-    figure = new_figure(1.1 + min(WIDTH / len(names) * tallest, TALLEST), title)
+    title = f"Map of the pooled embeddings of {counted(len(pool.images), 'image')}: {how}"
+    figure = new_figure(1.25 + min(WIDTH / len(names) * max(tallest, LOWEST), TALLEST), title)
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, name, (positions, detail) in zip(panels, names, placed, strict=True):
-        axes.set_title(plain(name) + detail)
+        axes.set_title(f"{plain(name, 25)}\n{detail}")
         if show == "images":
             _thumbnails(axes, positions, pool)
         else:
@@ -51,7 +65,7 @@ def embedding_map(
         bare(axes)
         axes.set_aspect("equal", adjustable="box", anchor="NW")
     if show == "images":
-        footnote(figure, f"Each cell of a grid, {CELLS} to the longer side, shows the image nearest to its centre.")
+        footnote(figure, "Each cell of a grid shows the image that is nearest to its centre.")
     else:
         _legend(figure, pool, classes)
     return figure
@@ -75,24 +89,20 @@ def cells(
 
 
 def _positions(features: Float[Tensor, "n D"], method: Method) -> tuple[Float64[np.ndarray, "n 2"], str]:
+    """Places of the embeddings, and what a title says about them."""
     scores, shares = principal_components(features, 2)
     if method == "pca":
-        return scores, f" ({100 * shares[0]:.0f} % and {100 * shares[1]:.0f} % of the variance)"
+        return scores, f"{100 * shares[0]:.0f} % and {100 * shares[1]:.0f} % of the variance"
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(scores) - 1) / 3)
     embedding = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(features.cpu().float().numpy())
-    return embedding.astype(np.float64), f" (perplexity {perplexity:.0f})"
-
-
-def _extent(positions: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, "2"]:
-    """Width and height of the map, a cell more than its points take up."""
-    ranges = positions.max(axis=0) - positions.min(axis=0)
-    return ranges + (ranges.max() / CELLS or 1.0)
+    return embedding.astype(np.float64), f"perplexity {perplexity:.0f}"
 
 
 def _thumbnails(axes: Axes, positions: Float64[np.ndarray, "n 2"], pool: Pool) -> None:
-    chosen, centres, side = cells(positions, CELLS)
+    count = min(MOST_CELLS, math.ceil(1.5 * math.sqrt(len(positions))))
+    chosen, centres, side = cells(positions, count)
     height, width = pool.images.shape[2:]
     half = 0.47 * side * np.array([width, height]) / max(width, height)
     for image, centre in zip(pixels(pool.images[torch.from_numpy(chosen)]), centres, strict=True):
@@ -100,6 +110,8 @@ def _thumbnails(axes: Axes, positions: Float64[np.ndarray, "n 2"], pool: Pool) -
         axes.imshow(image, extent=(left, right, bottom, top))
         axes.add_patch(Rectangle((left, bottom), *(2 * half), fill=False, edgecolor=FAINT, linewidth=0.4))
     low, high = centres.min(axis=0) - 0.5 * side, centres.max(axis=0) + 0.5 * side
+    if len(chosen) == 1:  # all embeddings are equal: one picture, but not a huge one
+        high[0] = low[0] + MOST_CELLS * side
     axes.set_xlim(low[0], high[0])
     axes.set_ylim(low[1], high[1])
 

@@ -15,6 +15,7 @@ from cjepa.visualization.style import (
     COLOURS,
     INK,
     bare,
+    counted,
     new_figure,
     patch_grid,
     picture_rows,
@@ -77,7 +78,7 @@ def coverage(masks: Sequence[Masks], grid: tuple[int, int]) -> Figure:
     """
     context, target = coverage_shares(masks, grid)
     images = sum(len(part.context) for part in masks)
-    title = f"How often each patch is used, over {images} images of {len(masks)} steps"
+    title = f"How often each patch is used, over {counted(images, 'image')} of {counted(len(masks), 'step')}"
     figure = new_figure(1.0 + 4.0 * min(grid[0] / grid[1], 2.0), title)
     axes = figure.subplots(1, 2)
     highest = max(context.max(), target.max())

@@ -12,12 +12,15 @@ from matplotlib.patches import Patch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cjepa.data.source import NO_LABEL
 from cjepa.visualization.style import (
     BESIDE,
+    FAINT,
     LABEL_WIDTH,
     RIGHT,
     WIDTH,
     WRONG,
+    counted,
     new_figure,
     pixels,
     plain,
@@ -25,10 +28,11 @@ from cjepa.visualization.style import (
     styled,
 )
 
-NO_LABEL = -1
 LARGEST = 1.6
 """Inches of a picture at most."""
 _DASHES = (0.0, (2.5, 1.5))
+_LETTER = 0.1
+"""Inches that a letter of a heading takes."""
 _GAP = 0.25
 """Between the groups of columns, as a share of a picture's width."""
 
@@ -79,20 +83,19 @@ def nearest_neighbours(queries: Pool, gallery: Pool, classes: tuple[str, ...], c
     rows, height, width = len(queries.images), *queries.images.shape[2:]
     # The query, then for every encoder a gap and its neighbours.
     ratios = [1.0, *([_GAP, *[1.0] * count] * len(queries.features))]
-    figure = new_figure(
-        1.2 + rows * min((WIDTH - LABEL_WIDTH) / sum(ratios), LARGEST) * height / width,
-        f"The {count} nearest of {len(gallery.images)} images, by cosine similarity of centred embeddings",
+    unit = min((WIDTH - LABEL_WIDTH) / sum(ratios), LARGEST)
+    labelled = bool((queries.labels != NO_LABEL).any())
+    title = (
+        f"The {count} nearest of {counted(len(gallery.images), 'image')}, by cosine similarity of centred embeddings"
     )
+    figure = new_figure(0.95 + 0.4 * labelled + rows * unit * height / width, title)
     grid = figure.add_gridspec(rows, len(ratios), width_ratios=ratios, wspace=0.0, hspace=0.0)
-    for row, (image, label) in enumerate(zip(pixels(queries.images), queries.labels, strict=True)):
+    for row, image in enumerate(pixels(queries.images)):
         axes = figure.add_subplot(grid[row, 0])
         show_image(axes, image)
+        _name(axes, int(queries.labels[row]), classes)
         if row == 0:
             _heading(axes, "query")
-        if label != NO_LABEL:
-            axes.annotate(
-                plain(classes[label], 18), (0, 0.5), xytext=(-6, 0), ha="right", va="center", fontsize=9, **BESIDE
-            )
     for group, (name, features) in enumerate(queries.features.items()):
         found = nearest(features, gallery.features[name], count)
         same = agreement(queries.labels, gallery.labels[found])
@@ -101,14 +104,22 @@ def nearest_neighbours(queries: Pool, gallery: Pool, classes: tuple[str, ...], c
             show_image(axes, pixels(gallery.images[found[row, place]][None])[0])
             _frame(axes, int(same[row, place]))
             if row == 0 and place == 0:
-                _heading(axes, _summary(name, same))
-    _explain(figure, bool((queries.labels != NO_LABEL).any()))
+                _heading(axes, plain(name, max(8, int(count * unit / _LETTER))), _share(same))
+    if labelled:
+        _explain_frames(figure)
     return figure
 
 
-def _heading(axes: Axes, text: str) -> None:
-    axes.set_title(" ")  # keeps the room; the text itself must not widen the column of one picture
-    axes.annotate(text, (0, 1), xytext=(0, 7), ha="left", **BESIDE).set_in_layout(False)
+def _name(axes: Axes, label: int, classes: tuple[str, ...]) -> None:
+    if label != NO_LABEL:
+        name = plain(classes[label], 18)
+        axes.annotate(name, (0, 0.5), xytext=(-6, 0), ha="right", va="center", fontsize=9, **BESIDE)
+
+
+def _heading(axes: Axes, name: str, detail: str = "") -> None:
+    axes.set_title(" \n ")  # keeps the room; the text itself must not widen the column of one picture
+    axes.annotate(name, (0, 1), xytext=(0, 20), fontweight="bold", **BESIDE).set_in_layout(False)
+    axes.annotate(detail, (0, 1), xytext=(0, 7), fontsize=9, color=FAINT, **BESIDE).set_in_layout(False)
 
 
 def _frame(axes: Axes, same: int) -> None:
@@ -119,16 +130,14 @@ def _frame(axes: Axes, same: int) -> None:
         axes.spines[:].set_linestyle("-" if same else _DASHES)
 
 
-def _summary(name: str, same: Int64[np.ndarray, "q k"]) -> str:
+def _share(same: Int64[np.ndarray, "q k"]) -> str:
     known = same != NO_LABEL
-    count = f": {int(same[known].sum())} of {int(known.sum())} same class" if known.any() else ""
-    return plain(name, 20) + count
+    return f"{int(same[known].sum())} of {int(known.sum())} same class" if known.any() else ""
 
 
-def _explain(figure: Figure, labelled: bool) -> None:
-    if labelled:
-        handles = [
-            Patch(facecolor="none", edgecolor=RIGHT, linewidth=2, label="same class"),
-            Patch(facecolor="none", edgecolor=WRONG, linewidth=2, linestyle=_DASHES, label="another class"),
-        ]
-        figure.legend(handles=handles, loc="outside lower left", ncols=2)
+def _explain_frames(figure: Figure) -> None:
+    handles = [
+        Patch(facecolor="none", edgecolor=RIGHT, linewidth=2, label="same class"),
+        Patch(facecolor="none", edgecolor=WRONG, linewidth=2, linestyle=_DASHES, label="another class"),
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=2)

@@ -9,7 +9,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cjepa.visualization.components import principal_components
-from cjepa.visualization.style import bare, footnote, patch_grid, picture_rows, pixels, plain, show_image, styled
+from cjepa.visualization.style import (
+    bare,
+    counted,
+    footnote,
+    patch_grid,
+    picture_rows,
+    pixels,
+    plain,
+    show_image,
+    styled,
+)
 
 MOST_EXAMPLES = 8
 COMPONENTS = 3
@@ -53,7 +63,7 @@ def patch_colours(
     rows = [("image", f"{images.shape[2]} × {images.shape[3]} pixels")]
     for name, of_encoder in features.items():
         _, shares = principal_components(of_encoder.flatten(0, 1), COMPONENTS)
-        rows.append((plain(name, 16), f"{100 * shares.sum():.0f} % of variance"))
+        rows.append((plain(name, 18), f"{100 * shares.sum():.0f} % of variance"))
     title = f"First three principal components of the {grid[0]} × {grid[1]} patch features as red, green and blue"
     figure, axes = picture_rows(title, rows, count, (images.shape[2], images.shape[3]))
     for panel, image in zip(axes[0], pixels(images[:count]), strict=True):
@@ -62,5 +72,5 @@ def patch_colours(
         for panel, picture in zip(line, pca_colours(of_encoder, grid), strict=False):
             panel.imshow(picture, interpolation=upsampling)
             bare(panel)
-    footnote(figure, f"One basis for all {len(images)} images of a row; {upsampling} upsampling.")
+    footnote(figure, f"One basis for a whole row of {counted(len(images), 'image')}; {upsampling} upsampling.")
     return figure

@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cjepa.types import Masks
-from cjepa.visualization.curves import Row, training_curves
+from cjepa.visualization.curves import training_curves
 from cjepa.visualization.embedding_map import embedding_map
 from cjepa.visualization.masks import coverage, mask_examples
 from cjepa.visualization.neighbours import Pool, nearest_neighbours
 from cjepa.visualization.patches import patch_colours
+from cjepa.visualization.series import Row
 from cjepa.visualization.spectrum import spectrum
 from cjepa.visualization.style import patch_grid, save
 

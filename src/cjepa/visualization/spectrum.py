@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from cjepa.visualization.style import look, new_figure, plain, styled
+from cjepa.visualization.style import counted, logarithmic, look, new_figure, plain, styled
 
 RESOLUTION = 1e-6
 """Singular values below this share of the embeddings' size are float32 rounding, and count as zero."""
@@ -29,29 +29,27 @@ def spectrum(features: Mapping[str, Float[Tensor, "n _"]]) -> Figure:
     """
     images = {len(of_encoder) for of_encoder in features.values()}
     assert len(images) == 1, "the encoders were given different numbers of images"
-    figure = new_figure(4.6, f"Spectrum of the pooled embeddings of {images.pop()} images")
+    figure = new_figure(4.6, f"Spectrum of the pooled embeddings of {counted(images.pop(), 'image')}")
     axes = figure.subplots()
-    axes.set_yscale("log")
-    axes.grid(visible=True)
-    axes.set_axisbelow(True)
+    lowest = 0.1
     for index, (name, of_encoder) in enumerate(features.items()):
         colour, line = look(index)
         values = singular_values(of_encoder)
+        shown = values[values > 0] / (values[0] or 1.0)
         label = f"{plain(name)}: effective rank {effective_rank(values):.1f} of {of_encoder.shape[1]}"
-        shown = values[values > 0] / max(values[0], np.finfo(np.float64).tiny)
-        axes.plot(
-            np.arange(1, len(shown) + 1),
-            shown,
-            color=colour,
-            linestyle=line,
-            label=label,
-            marker="o" if len(shown) < _FEW else None,
-        )
-    axes.set_ylim(max(axes.get_ylim()[0], _FLOOR), 1.2)
+        label += "" if len(shown) else " (all embeddings are equal)"
+        marker = "o" if len(shown) < _FEW else None
+        axes.plot(np.arange(1, len(shown) + 1), shown, color=colour, linestyle=line, marker=marker, label=label)
+        lowest = float(shown.min(initial=lowest))
+    lowest = max(lowest, _FLOOR)
+    logarithmic(axes, lowest, 1.0)
+    axes.set_ylim(0.8 * lowest, 1.2)
+    axes.set_xlim(0, 1 + max(of_encoder.shape[1] for of_encoder in features.values()))
+    axes.grid(visible=True)
+    axes.set_axisbelow(True)
     axes.set_xlabel("dimension, from the one that varies most")
     axes.set_ylabel("standard deviation, relative to the largest")
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.legend(loc="upper right")
     return figure
 
@@ -65,5 +63,5 @@ def singular_values(embeddings: Float[Tensor, "n D"]) -> Float64[np.ndarray, "K"
 
 def effective_rank(values: Float64[np.ndarray, "K"]) -> float:
     """Exponential of the entropy of the normalised singular values; 1 if all are zero."""
-    shares = values[values > 0] / max(values.sum(), np.finfo(np.float64).tiny)
+    shares = values[values > 0] / (values.sum() or 1.0)
     return float(np.exp(-(shares * np.log(shares)).sum()))

@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from torch import Tensor
 
 WIDTH = 10.0
@@ -101,6 +102,19 @@ def plain(text: str, most: int = 40) -> str:
         line = f"{line[:head]}…{line[len(line) - (most - head - 1) :]}"
     # $ would begin a formula; labels that begin with _ are left out of legends.
     return (" " + line if line.startswith("_") else line).replace("$", r"\$")
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: 1 image, 2 images."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def logarithmic(axes: Axes, low: float, high: float) -> None:
+    """A logarithmic vertical axis for values from low to high, with plain numbers at its ticks."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200.0 * low else (1.0,)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def pixels(images: UInt8[Tensor, "n 3 H W"]) -> UInt8[np.ndarray, "n H W 3"]:
