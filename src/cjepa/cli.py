@@ -64,10 +64,11 @@ def main() -> None:
     app()
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"cjepa {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
@@ -79,20 +80,22 @@ def _options(
     pass
 
 
-def _help_with_config(context: typer.Context, wanted: bool) -> None:
+def _help_with_config(context: typer.Context, wanted: bool) -> bool:
     if wanted:
         from cjepa.cli_text import config_help
 
         typer.echo(f"{context.get_help()}\n\n{config_help()}")
         raise typer.Exit
+    return wanted
 
 
-def _help_with_evaluations(context: typer.Context, wanted: bool) -> None:
+def _help_with_evaluations(context: typer.Context, wanted: bool) -> bool:
     if wanted:
         from cjepa.cli_text import evaluation_help
 
         typer.echo(f"{context.get_help()}\n\n{evaluation_help()}")
         raise typer.Exit
+    return wanted
 
 
 @app.command(add_help_option=False, short_help="Pre-train an encoder on a folder of images.")

@@ -61,7 +61,8 @@ class TestBench:
         deep = Bench(replace(TINY, predictor=PredictorConfig(width=48, depth=12)), CPU)
         shallow = Bench(replace(TINY, predictor=PredictorConfig(width=48, depth=1)), CPU)
         pairs = [(deep.step(), shallow.step()) for _ in range(9)]
-        ratio = {part: sorted(long[part] / short[part] for long, short in pairs)[4] for part in PARTS}
+        # The fastest of each: other processes may interrupt a step anywhere.
+        ratio = {part: min(long[part] for long, _ in pairs) / min(short[part] for _, short in pairs) for part in PARTS}
         assert ratio["predictor"] > 4
         assert 0.5 < ratio["target"] < 2
         assert 0.5 < ratio["context"] < 2

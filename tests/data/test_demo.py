@@ -46,12 +46,13 @@ def test_deterministic_given_a_seed() -> None:
 
 
 def test_train_and_test_come_from_disjoint_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With photographs that are red on the left and blue on the right, no tile may hold the other colour."""
+    """With photographs red in two opposite quarters and blue in the others, no tile may hold the other colour."""
 
     def two_coloured(path: object, max_pixels: int) -> Image.Image:
         photograph = decode(path, max_pixels)  # type: ignore[arg-type]
         halves = Image.new("RGB", photograph.size, (255, 0, 0))
-        halves.paste((0, 0, 255), (photograph.width // 2, 0, photograph.width, photograph.height))
+        halves.paste((0, 0, 255), (photograph.width // 2, 0, photograph.width, photograph.height // 2))
+        halves.paste((0, 0, 255), (0, photograph.height // 2, photograph.width // 2, photograph.height))
         return halves
 
     monkeypatch.setattr(demo, "decode", two_coloured)
@@ -66,7 +67,7 @@ def test_all_of_a_half_is_cropped() -> None:
     config = DemoConfig(train_crops=300, test_crops=1, grey=False)
     half = Image.fromarray(np.indices((320, 240)).transpose(1, 2, 0).repeat([1, 2], axis=2).astype(np.uint8))
     draws = demo._draws(0, 0, 300)
-    rows = demo._tiles(half, config, draws)[:, 0]
+    rows = demo._tiles((half, half), config, draws)[:, 0]
     assert rows.min() <= 3
     sides = 64 + (draws[:, 0] * 65).astype(int)
     assert sides.min() == 64

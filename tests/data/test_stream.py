@@ -1,7 +1,6 @@
 import hashlib
 import multiprocessing
-import os
-import signal
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -180,13 +179,23 @@ def test_workers_survive_the_signals_of_a_scheduler_and_end_with_the_iterator(so
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     for worker in workers:
-        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
-            os.kill(worker.pid or 0, number)
+        for name in ("INT", "USR1", "TERM", "TERM"):
+            subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
     received.extend(batches)
     assert digest(received) == digest(iterate(stream_of(source), 0, 40, 0))
     for worker in workers:
         worker.join(20)
         assert not worker.is_alive()
+
+
+def test_workers_end_when_the_main_process_says_so(source: ImageSource) -> None:
+    """Python terminates and then awaits its children at exit: one that ignored it would hang the run for ever."""
+    batches = iterate(stream_of(source), 0, 1000, 1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0
 
 
 def test_workers_end_when_the_iterator_is_dropped(source: ImageSource) -> None:

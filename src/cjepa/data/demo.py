@@ -49,9 +49,9 @@ class DemoConfig(Part):
     name: Literal["demo"] = "demo"
     """The source: folder (your own images) or demo (crops of photographs that come with scikit-image)."""
     train_crops: int = Field(300, ge=2)
-    """Crops from the left half of each photograph, for training."""
+    """Crops from two opposite quarters of each photograph, for training."""
     test_crops: int = Field(120, ge=1)
-    """Crops from the right half of each photograph, for evaluation."""
+    """Crops from the other two quarters of each photograph, for evaluation."""
     photograph_size: Pixels = 320
     """Shorter side of the photographs before they are cropped, in pixels."""
     crop_size: tuple[Pixels, Pixels] = (64, 128)
@@ -91,7 +91,7 @@ class DemoSource:
 
 
 def open_demo(config: DemoConfig, seed: int) -> Splits:
-    """Training tiles from left halves, test tiles from right halves: no pixel is in both.
+    """Training tiles from two opposite quarters of each photograph, test tiles from the others: no pixel is in both.
 
     Position and size of the crops are functions of the seed. Raises InputError if scikit-image is not installed.
     """
@@ -99,9 +99,9 @@ def open_demo(config: DemoConfig, seed: int) -> Splits:
     classes = tuple(path.stem for path in paths)
     train, test = [], []
     for number, path in enumerate(paths):
-        left, right = _halves(path, config)
-        train.append(_tiles(left, config, _draws(seed, 2 * number, config.train_crops)))
-        test.append(_tiles(right, config, _draws(seed, 2 * number + 1, config.test_crops)))
+        rising, falling = _halves(path, config)
+        train.append(_tiles(rising, config, _draws(seed, 2 * number, config.train_crops)))
+        test.append(_tiles(falling, config, _draws(seed, 2 * number + 1, config.test_crops)))
     return Splits(_source(train, classes), _source(test, classes))
 
 
@@ -134,23 +134,33 @@ def _installed_photographs() -> list[Path]:
     return sorted(paths, key=lambda path: path.stem)
 
 
-def _halves(path: Path, config: DemoConfig) -> tuple[Image.Image, Image.Image]:
-    """Left and right half of a photograph at its working size: top and bottom would differ in kind."""
+Half = tuple[Image.Image, Image.Image]
+"""Two opposite quarters of a photograph."""
+
+
+def _halves(path: Path, config: DemoConfig) -> tuple[Half, Half]:
+    """The two pairs of opposite quarters at working size: left and right, or top and bottom, would differ in kind."""
     photograph = decode(path, PILLOW_LIMIT)
     if config.grey:
         photograph = photograph.convert("L").convert("RGB")
     unit = config.photograph_size / min(photograph.size)
     width, height = round(photograph.width * unit), round(photograph.height * unit)
     photograph = photograph.resize((width, height), Image.Resampling.BICUBIC)
-    return photograph.crop((0, 0, width // 2, height)), photograph.crop((width // 2, 0, width, height))
+    across, down = (0, width // 2, width), (0, height // 2, height)
+    quarters = [
+        [photograph.crop((across[x], down[y], across[x + 1], down[y + 1])) for x in range(2)] for y in range(2)
+    ]
+    return (quarters[0][0], quarters[1][1]), (quarters[0][1], quarters[1][0])
 
 
-def _tiles(half: Image.Image, config: DemoConfig, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+def _tiles(half: Half, config: DemoConfig, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Square crops of the two quarters in turn."""
     smallest, largest = config.crop_size
     tile = (config.tile_size, config.tile_size)
     tiles = np.empty((len(draws), 3, *tile), dtype=np.uint8)
     for index, (size, across, down) in enumerate(draws):
+        quarter = half[index % 2]
         side = smallest + int(size * (largest - smallest + 1))
-        left, top = int(across * (half.width - side + 1)), int(down * (half.height - side + 1))
-        tiles[index] = resized(half, Box(left, top, side, side), tile)
+        left, top = int(across * (quarter.width - side + 1)), int(down * (quarter.height - side + 1))
+        tiles[index] = resized(quarter, Box(left, top, side, side), tile)
     return tiles

@@ -1,9 +1,11 @@
 """Training batches as a pure function of (seed, step, slot): any worker, rank or restart gives the same ones."""
 
+import os
 import signal
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from types import FrameType
 
 import numpy as np
 import torch
@@ -146,9 +148,13 @@ def _leave_signals_to_the_main_process(_worker: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _survive_once)
+    if sys.platform == "linux":  # elsewhere the sender of a signal cannot be told
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_on_request_of, args=(os.getppid(),), daemon=True).start()
 
 
-def _survive_once(_signal: int, _frame: FrameType | None) -> None:
-    """Ignores the scheduler's SIGTERM, not the next one, with which torch and Python end workers that hang."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _end_on_request_of(main_process: int) -> None:
+    """Ends the worker at a SIGTERM of the main process, which Python sends at its exit, and at no other."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
+        pass
+    os._exit(0)

@@ -28,15 +28,15 @@ _HELD_OUT = 4
 """Without test images, every fourth one is compared with the others."""
 
 
-def draw_pictures(runs: Mapping[str, Path], folder: Path, device: str = "auto") -> list[Path]:
+def draw_pictures(runs: Mapping[str, Path], folder: Path) -> list[Path]:
     """Write the pictures of finished runs, by the name to be shown, into a folder; their paths.
 
-    The untrained encoder stands first. All runs have the images, the model and the masks of the first.
+    The untrained encoder stands first. All runs have the images, the model, the masks and the device of the first.
     """
     from cjepa.visualization import Examples, Pool, write_pictures
 
     config = read_config(next(iter(runs.values())))
-    chosen = choose_device(device)
+    chosen = choose_device(config.training.device)
     encoders = {"untrained": build_encoder(config, None).to(chosen)}
     for name, run in runs.items():
         encoders[name] = build_encoder(read_config(run), find_checkpoint(run, "last")).to(chosen)

@@ -6,7 +6,7 @@ from typing import Literal
 
 State = Literal["too early", "healthy", "partial collapse", "collapse", "not learning"]
 
-EARLY = 0.1
+EARLY = 0.25
 """Share of the training before which no verdict on learning is given; collapse is called at any time."""
 COLLAPSED_RANK = 1.5
 """Collapse: fewer effective dimensions than this."""

@@ -1,0 +1,145 @@
+"""What the documents say about the code is there: functions, files, links, config keys, thresholds, versions."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cjepa
+from cjepa.config import RunConfig, describe_keys
+from cjepa.config.presets import resolve
+from cjepa.training import health
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "cjepa"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+SECTIONS = tuple(RunConfig.model_fields)
+
+
+def each(documents: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("document", documents, ids=lambda path: path.name)
+
+
+def code_spans(document: Path) -> list[str]:
+    """Inline code; fenced and indented blocks are left out."""
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = "\n".join("" if line.startswith("    ") else line for line in text.split("\n"))
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
+
+
+def found(path: str) -> Path | None:
+    """A file that a document names, relative to the package or to the repository."""
+    return next((base / path for base in (PACKAGE, ROOT) if (base / path).exists()), None)
+
+
+def defined(path: Path) -> set[str]:
+    """Functions, classes, methods and constants of a module: f, C, C.f, X."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{member.name}" for member in node.body if isinstance(member, ast.FunctionDef)}
+        if isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+def missing_references(spans: list[str]) -> Iterator[str]:
+    for span in spans:
+        match = re.fullmatch(r"([\w/.-]+\.(?:py|md|txt|toml|cff)|[a-z_/-]+/)(?::([\w.]+))?", span)
+        if match is None:
+            continue
+        path = found(match[1])
+        if path is None or (match[2] and match[2] not in defined(path)):
+            yield span
+
+
+@each([path for path in DOCUMENTS if path.name in ("method.md", "design.md", "health.md", "CONTRIBUTING.md")])
+def test_files_and_functions_exist(document: Path) -> None:
+    assert list(missing_references(code_spans(document))) == []
+
+
+def test_a_missing_function_is_noticed() -> None:
+    spans = ["objectives/vicreg.py:similarity", "objectives/vicreg.py:nothing", "objectives/none.py", "models/", "x/"]
+    assert list(missing_references(spans)) == ["objectives/vicreg.py:nothing", "objectives/none.py", "x/"]
+
+
+@each(DOCUMENTS)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        file, _, heading = target.partition("#")
+        path = document.parent / file if file else document
+        assert path.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, target
+
+
+@each(DOCUMENTS)
+def test_config_keys_and_values_are_accepted(document: Path) -> None:
+    keys = {row.key for row in describe_keys(RunConfig)}
+    for span in code_spans(document):
+        words = [word for word in span.split() if re.match(rf"(?:{'|'.join(SECTIONS)})[.=](?!json)", word)]
+        for key in {word.partition("=")[0] for word in words if "." in word.partition("=")[0]}:
+            assert any(known == key or known.startswith(f"{key}.") for known in keys), span
+        changes = [word for word in words if "=" in word]
+        if changes:
+            resolve("imagenet-vit-b", changes)
+
+
+def test_thresholds_are_those_of_the_verdict() -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \| ([0-9.]+) \|$", (ROOT / "docs" / "health.md").read_text(), re.MULTILINE)
+    constants = {name: value for name, value in vars(health).items() if name.isupper()}
+    assert {name: float(value) for name, value in rows} == constants
+
+
+def requirements(name: str) -> dict[str, str]:
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    pairs = [re.split(r"={2,3}", line) for line in lines if line and not line.startswith("#")]
+    return {normalised(package): version for package, version in pairs}
+
+
+def normalised(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def floors() -> dict[str, str]:
+    """The lowest version of every dependency and of every extra, by pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    pairs = [line.split(">=") for line in project["dependencies"] + extras if not line.startswith("cjepa[")]
+    return {normalised(package): version for package, version in pairs}
+
+
+def as_numbers(version: str) -> tuple[int, ...]:
+    parts = [int(part) for part in re.match(r"[0-9.]+", version)[0].strip(".").split(".")]  # type: ignore[index]
+    return (*parts, *[0] * (4 - len(parts)))
+
+
+def test_the_floor_is_what_the_package_admits() -> None:
+    wanted, listed = floors(), requirements("floor.txt")
+    assert listed.keys() == wanted.keys()
+    differing = {name for name in wanted if as_numbers(listed[name]) != as_numbers(wanted[name])}
+    assert not differing
+
+
+def test_the_constraints_satisfy_the_floors() -> None:
+    pinned = requirements("constraints.txt")
+    optional = {"wandb"}  # not a part of the tested environment
+    for name, lowest in floors().items():
+        if name not in optional:
+            assert as_numbers(pinned[name]) >= as_numbers(lowest), name
+
+
+def test_one_version_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert project["version"] == cjepa.__version__ == citation["version"]
+    assert f"## {cjepa.__version__}" in (ROOT / "CHANGELOG.md").read_text()
