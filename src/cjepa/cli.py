@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from cjepa import __version__
 from cjepa.errors import CjepaError, InputError, NoValidCheckpointError, StoppedEarly
@@ -37,6 +37,24 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as stopped:
             typer.echo("interrupted; the same command continues where it can", err=True)
             raise typer.Exit(StoppedEarly.exit_code) from stopped
+
+
+class _PretrainCommand(TyperCommand):
+    """Its help documents every config key, for which torch has to be imported: only when it is asked for."""
+
+    def get_help(self, ctx: Any) -> str:
+        from cjepa.cli_text import config_help
+
+        return f"{super().get_help(ctx)}\n\n{config_help()}"
+
+
+class _EvaluateCommand(TyperCommand):
+    """Its help documents the keys of every evaluation."""
+
+    def get_help(self, ctx: Any) -> str:
+        from cjepa.cli_text import evaluation_help
+
+        return f"{super().get_help(ctx)}\n\n{evaluation_help()}"
 
 
 app = typer.Typer(
@@ -80,34 +98,13 @@ def _options(
     pass
 
 
-def _help_with_config(context: typer.Context, wanted: bool) -> bool:
-    if wanted:
-        from cjepa.cli_text import config_help
-
-        typer.echo(f"{context.get_help()}\n\n{config_help()}")
-        raise typer.Exit
-    return wanted
-
-
-def _help_with_evaluations(context: typer.Context, wanted: bool) -> bool:
-    if wanted:
-        from cjepa.cli_text import evaluation_help
-
-        typer.echo(f"{context.get_help()}\n\n{evaluation_help()}")
-        raise typer.Exit
-    return wanted
-
-
-@app.command(add_help_option=False, short_help="Pre-train an encoder on a folder of images.")
+@app.command(cls=_PretrainCommand, short_help="Pre-train an encoder on a folder of images.")
 def pretrain(
     origin: Origin,
     changes: Changes = None,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; a run that it holds is continued.", show_default="runs/PRESET")
     ] = None,
-    _help: Annotated[
-        bool, typer.Option("--help", is_eager=True, callback=_help_with_config, help="Show this and every config key.")
-    ] = False,
 ) -> None:
     """Pre-train an encoder on a folder of images: cjepa pretrain small-96 data=DIR --out RUN.
 
@@ -127,7 +124,7 @@ def pretrain(
     typer.echo(f"pictures: {folder / PICTURES}")
 
 
-@app.command(add_help_option=False, short_help="Evaluate the frozen encoder of a run.")
+@app.command(cls=_EvaluateCommand, short_help="Evaluate the frozen encoder of a run.")
 def evaluate(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The evaluation: knn or linear.")],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
@@ -138,9 +135,6 @@ def evaluate(
         Path | None, typer.Option(help="Labelled images to use in place of the run's.", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    _help: Annotated[
-        bool, typer.Option("--help", is_eager=True, callback=_help_with_evaluations, help="Show this and every key.")
-    ] = False,
 ) -> None:
     """Evaluate the frozen encoder of RUN beside what it has to beat: cjepa evaluate knn RUN k=[20].
 

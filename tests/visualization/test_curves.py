@@ -161,12 +161,11 @@ def test_numbers_beside_the_curves_do_not_overlap():
         assert all(above - below > 0.099 for below, above in pairwise(heights))
 
 
-def test_more_runs_than_colours_differ_in_their_lines(tmp_path):
+def test_more_runs_than_colours_differ_in_their_lines():
     figure = training_curves({f"seed {seed}": run(offset=seed) for seed in range(16)})
     lines = panel(figure, "Prediction loss").lines
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 16
     assert numbers(panel(figure, "Effective rank")) == []
-    save(figure, tmp_path / "curves.png")
 
 
 def test_names_are_text_whatever_is_in_them(tmp_path):

@@ -23,11 +23,11 @@ def pool(count=12, labels=None, height=4, width=6, **features):
 def test_each_cell_with_points_is_represented_by_the_nearest_to_its_centre(seed, points, count):
     positions = np.random.default_rng(seed).normal(size=(points, 2))
     chosen, centres, side = cells(positions, count)
-    for index, centre in zip(chosen, centres, strict=True):
-        distances = np.linalg.norm(positions - centre, axis=1)
-        assert distances[index] == distances.min()
     inside = (np.abs(positions[:, None] - centres) <= side / 2 + 1e-9).all(axis=2)
     assert inside.any(axis=1).all()
+    for index, centre, own in zip(chosen, centres, inside.T, strict=True):
+        distances = np.linalg.norm(positions - centre, axis=1)
+        assert distances[index] == distances[own].min()
     apart = np.abs(centres[:, None] - centres).max(axis=2) + np.eye(len(centres)) * side
     assert (apart > 0.99 * side).all()
 

@@ -5,18 +5,16 @@ position of a block is possible, the context is cut to its length by a random su
 and lengths depend on the step alone, never on the batch.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from cjepa.errors import InputError
-from cjepa.masking.blocks import BoolArray, FloatArray, IntArray, Size, coverage, indices
+from cjepa.masking.blocks import BlocksConfig, BoolArray, FloatArray, IntArray, Size, coverage, indices
 from cjepa.randomness import Stream, uniform_rows
-from cjepa.types import Masks, Part
-
-Share = Annotated[float, Field(gt=0.0, le=1.0)]
+from cjepa.types import Masks
 
 ATTEMPTS = 16
 """Layouts drawn per image. Each succeeds with probability 0.9 or more, so that all fail in one of 10^16 images."""
@@ -26,29 +24,13 @@ PROBES = 1024
 """Layouts from which a step's context length is computed; a constant set, so the length is a pure function."""
 
 
-class MultiblockConfig(Part):
-    """Unbiased multi-block masks (I-JEPA's scales): the default."""
+class MultiblockConfig(BlocksConfig):
+    """Unbiased multi-block masks (I-JEPA's scales): area and log-aspect are drawn independently. The default."""
 
     name: Literal["multiblock"] = "multiblock"
     """The sampler: multiblock (ours, unbiased) or reference (the public I-JEPA distribution)."""
-    targets: int = Field(4, ge=1, le=16)
-    """Number M of target blocks per image; the VICReg term between blocks needs at least 2."""
-    target_area: tuple[Share, Share] = (0.15, 0.2)
-    """Area of a target block, as a share of the image: smallest and largest."""
-    target_aspect: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 1.5)
-    """Height over width of a target block: smallest and largest, drawn uniformly in the logarithm."""
-    context_area: tuple[Share, Share] = (0.85, 1.0)
-    """Area of the context block before the targets are removed, as a share of the image; its aspect is the grid's."""
     min_context: int = Field(4, ge=1)
     """Fewest context patches that count as a usable mask; scales that cannot give them are refused."""
-
-    @model_validator(mode="after")
-    def _ranges_ascend(self) -> "MultiblockConfig":
-        for key in ("target_area", "target_aspect", "context_area"):
-            low, high = getattr(self, key)
-            if low > high:
-                raise ValueError(f"{key}: the first value ({low}) must not exceed the second ({high})")
-        return self
 
 
 class MultiblockSampler:

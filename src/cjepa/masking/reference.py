@@ -6,36 +6,26 @@ sorted and cut to the shortest of the batch, so that the bottom of the image is 
 depends on the batch.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from cjepa.errors import InputError
-from cjepa.masking.blocks import BoolArray, FloatArray, IntArray, Size, coverage, indices
+from cjepa.masking.blocks import BlocksConfig, BoolArray, FloatArray, IntArray, Size, coverage, indices
 from cjepa.randomness import Stream, uniform_rows
-from cjepa.types import Masks, Part
+from cjepa.types import Masks
 
 ATTEMPTS = 32
 """Context blocks drawn per image before the scales are called impossible."""
 
-Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
-
-class ReferenceConfig(Part):
+class ReferenceConfig(BlocksConfig):
     """The public I-JEPA mask distribution, with its biases; for comparison only."""
 
     name: Literal["reference"] = "reference"
     """The sampler: multiblock (ours, unbiased) or reference (the public I-JEPA distribution)."""
-    targets: int = Field(4, ge=1, le=16)
-    """Number M of target blocks per image; the VICReg term between blocks needs at least 2."""
-    target_area: Range = (0.15, 0.2)
-    """Area of a target block, as a share of the image: smallest and largest."""
-    target_aspect: Range = (0.75, 1.5)
-    """Height over width of a target block: smallest and largest."""
-    context_area: Range = (0.85, 1.0)
-    """Area of the context block before the targets are removed, as a share of the image."""
     min_keep: int = Field(10, ge=0)
     """A context must keep more patches than this, or its block is drawn again."""
 

@@ -65,7 +65,7 @@ def embedding_map(
         bare(axes)
         axes.set_aspect("equal", adjustable="box", anchor="NW")
     if show == "images":
-        footnote(figure, "Each cell of a grid shows the image that is nearest to its centre.")
+        footnote(figure, "Each cell of a grid shows that one of its images which is nearest to its centre.")
     else:
         _legend(figure, pool, classes)
     return figure
