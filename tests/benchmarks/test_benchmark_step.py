@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,18 +34,24 @@ def row(case: str, rate: float | None) -> dict[str, Any]:
     return {"case": case, "peak_memory": 3 << 20, "bursts": 7} | (empty if rate is None else timed)
 
 
+@pytest.fixture
+def own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time by the work of this process, so that other tests, which run at the same time, do not count."""
+    monkeypatch.setattr(time, "perf_counter", time.process_time)
+
+
 class TestBench:
+    @pytest.mark.usefixtures("own_time")
     def test_the_parts_make_up_the_step(self) -> None:
         bench = Bench(TINY, CPU)
         bench.step()
-        steps = [bench.step() for _ in range(15)]
+        steps = [bench.step() for _ in range(9)]
         for step in steps:
             assert set(step) == {"step", *PARTS}
             assert all(seconds > 0 for seconds in step.values())
             assert sum(step[part] for part in PARTS) == pytest.approx(step["step"])
-        # What no part accounts for is little; the median, since other processes may interrupt a step anywhere.
         unaccounted = sorted(step["other"] / step["step"] for step in steps)
-        assert unaccounted[len(steps) // 2] < 0.2
+        assert unaccounted[len(steps) // 2] < 0.1
 
     def test_it_takes_the_steps_of_a_run(self) -> None:
         bench = Bench(TINY, CPU)
@@ -57,11 +64,11 @@ class TestBench:
         }
         assert changed == {"encoder", "predictor", "target_encoder"}
 
+    @pytest.mark.usefixtures("own_time")
     def test_a_deeper_predictor_takes_longer_and_nothing_else_does(self) -> None:
         deep = Bench(replace(TINY, predictor=PredictorConfig(width=48, depth=12)), CPU)
         shallow = Bench(replace(TINY, predictor=PredictorConfig(width=48, depth=1)), CPU)
         pairs = [(deep.step(), shallow.step()) for _ in range(9)]
-        # The fastest of each: other processes may interrupt a step anywhere.
         ratio = {part: min(long[part] for long, _ in pairs) / min(short[part] for _, short in pairs) for part in PARTS}
         assert ratio["predictor"] > 4
         assert 0.5 < ratio["target"] < 2

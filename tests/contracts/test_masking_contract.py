@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from cjepa.config import RunConfig
@@ -148,3 +148,20 @@ def test_a_sampler_survives_the_way_to_a_loader_worker(variant: type) -> None:
     sampler = build_sampler(variant(), (14, 14), 3, 8)
     masks = sampler(7, 0, 8)
     assert same(pickle.loads(pickle.dumps(sampler))(7, 0, 8), masks)
+
+
+@every_variant
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"target_area": (0.2, 0.15)},
+        {"target_aspect": (1.5, 0.75)},
+        {"context_area": (1.0, 0.85)},
+        {"target_area": (0.0, 0.2)},
+        {"target_area": (0.15, 1.2)},
+        {"targets": 0},
+    ],
+)
+def test_nonsense_is_refused(variant: type, keys: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        variant.model_validate(keys)

@@ -51,10 +51,7 @@ class Monitor:
         self.stream = stream
         self.device = device
         self.precision = precision
-        labelled = labelled_splits(splits)
-        self.labelled = labelled and Splits(
-            some_images(labelled.train, config.train_images), some_images(labelled.test, config.test_images)
-        )
+        self.labelled = _sample(config, labelled_splits(splits))
         self.images = some_images(splits.test or splits.train, config.test_images)
         self.quality = f"knn_{NEIGHBOURS}_centred" if self.labelled else "crop_retrieval"
         self.count = len(self.labelled.test) if self.labelled and self.labelled.test else len(self.images)
@@ -106,6 +103,18 @@ class Monitor:
         return explained_variance(embeddings.predicted.cpu(), embeddings.target.cpu(), batch.masks.targets)
 
 
+def _sample(config: MonitorConfig, splits: Splits | None) -> Splits | None:
+    """Some training images, and some test images of their classes; None where that leaves nothing to tell apart."""
+    if splits is None or splits.test is None:
+        return None
+    train = some_images(splits.train, config.train_images)
+    known = np.unique(train.labels[train.labels != NO_LABEL])
+    usable = np.flatnonzero(np.isin(splits.test.labels, known))
+    if len(known) < 2 or not len(usable):
+        return None
+    return Splits(train, some_images(Subset(splits.test, usable), config.test_images))
+
+
 def labelled_splits(splits: Splits) -> Splits | None:
     """Labelled training and test images with at least two classes, or None: the source's own, else a hold-out."""
     if len(splits.train.classes) < 2:
@@ -115,9 +124,8 @@ def labelled_splits(splits: Splits) -> Splits | None:
     return holdout(splits.train)
 
 
-def some_images(source: ImageSource | None, most: int) -> ImageSource:
+def some_images(source: ImageSource, most: int) -> ImageSource:
     """The source, or a fixed random choice of this many of its images."""
-    assert source is not None
     if len(source) <= most:
         return source
     scores = uniform_rows(0, Stream.EVALUATION, 0, 0, len(source), 1)[:, 0]

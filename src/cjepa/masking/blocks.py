@@ -1,6 +1,6 @@
 """Rectangles on the patch grid, vectorised over images and blocks, and the keys of their scales."""
 
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ class BlocksConfig(Part):
     """Area of the context block before the targets are removed, as a share of the image: smallest and largest."""
 
     @model_validator(mode="after")
-    def _ranges_ascend(self) -> Self:
+    def _ranges_ascend(self) -> "BlocksConfig":
         for key in ("target_area", "target_aspect", "context_area"):
             low, high = getattr(self, key)
             if low > high:
