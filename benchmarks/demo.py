@@ -45,9 +45,9 @@ VALUES = ("knn_20", "knn_20_centred", "linear")
 
 def train_and_evaluate(name: str, config: RunConfig, folder: Path) -> list[dict[str, Any]]:
     """Rows of one training: its encoder, and with the same seed its untrained start and the baselines."""
-    started = time.monotonic()
+    continued, started = folder.exists(), time.monotonic()
     outcome = pretrain(config, folder)
-    seconds = time.monotonic() - started
+    seconds = None if continued else round(time.monotonic() - started, 1)
     rows: dict[str, dict[str, Any]] = {}
     for result in evaluate_run(folder, [KnnConfig(k=(20,)), LinearConfig()]):
         features = name if result.encoder == "target" else result.encoder
@@ -55,7 +55,7 @@ def train_and_evaluate(name: str, config: RunConfig, folder: Path) -> list[dict[
     rows[name] |= {
         "effective_rank": outcome.trained["effective_rank"],
         "verdict": outcome.verdict.state,
-        "seconds": round(seconds, 1),
+        "seconds": seconds,
         "images_seen": outcome.steps * config.training.batch_size,
     }
     rows["untrained"]["effective_rank"] = outcome.untrained["effective_rank"]

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from cjepa.data import demo
 from cjepa.data.decoding import PILLOW_LIMIT, decode
 from cjepa.data.demo import DemoConfig, DemoSource, open_demo
-from cjepa.data.source import ImageSource
+from cjepa.data.source import NO_LABEL, ImageSource
 from cjepa.errors import InputError
 
-SMALL = DemoConfig(train_crops=6, test_crops=4, grey=False)
+SMALL = DemoConfig(train_crops=6, labelled_crops=6, test_crops=4, grey=False)
 
 
 def tiles(source: ImageSource | None) -> npt.NDArray[np.uint8]:
@@ -112,3 +112,10 @@ def test_grey_tiles_have_no_colour_but_the_same_brightness() -> None:
     assert np.ptp(grey, axis=1).max() == 0
     brightness = np.tensordot(coloured, [0.299, 0.587, 0.114], (1, 0))
     assert np.abs(grey[:, 0] - brightness).mean() < 1.5
+
+
+def test_a_few_training_tiles_are_labelled_and_all_test_tiles() -> None:
+    splits = open_demo(DemoConfig(train_crops=6, labelled_crops=2, test_crops=4), 0)
+    assert splits.test is not None
+    assert splits.train.labels.reshape(18, 6).tolist() == [[label] * 2 + [NO_LABEL] * 4 for label in range(18)]
+    assert (splits.test.labels != NO_LABEL).all()

@@ -1,6 +1,7 @@
 """Embedded real images: crops of the photographs that scikit-image and scikit-learn install, named by photograph."""
 
 import hashlib
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +13,7 @@ from pydantic import Field, model_validator
 
 from cjepa.data.crops import Box, resized
 from cjepa.data.decoding import PILLOW_LIMIT, decode
-from cjepa.data.source import Splits
+from cjepa.data.source import NO_LABEL, Splits
 from cjepa.errors import InputError
 from cjepa.randomness import Stream, uniform_rows
 from cjepa.types import Part
@@ -50,6 +51,8 @@ class DemoConfig(Part):
     """The source: folder (your own images) or demo (crops of photographs that come with scikit-image)."""
     train_crops: int = Field(300, ge=2)
     """Crops from two opposite quarters of each photograph, for training."""
+    labelled_crops: int = Field(20, ge=1)
+    """How many of the training crops of a photograph carry its name; evaluations learn from these alone."""
     test_crops: int = Field(120, ge=1)
     """Crops from the other two quarters of each photograph, for evaluation."""
     photograph_size: Pixels = 320
@@ -73,13 +76,19 @@ class DemoConfig(Part):
 
 
 class DemoSource:
-    """Tiles in memory: uint8 [n, 3, H, W], labelled by the photograph they were cropped from."""
+    """Tiles in memory: uint8 [n, 3, H, W], some of them labelled by the photograph they were cropped from."""
 
-    def __init__(self, tiles: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], classes: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        tiles: npt.NDArray[np.uint8],
+        labels: npt.NDArray[np.int64],
+        classes: tuple[str, ...],
+        names: Sequence[str] | None = None,
+    ) -> None:
         self.tiles = tiles
         self.labels = labels
         self.classes = classes
-        self.names = [f"{classes[label]}/{index:05d}" for index, label in enumerate(labels)]
+        self.names = names or [f"{classes[label]}/{index:05d}" for index, label in enumerate(labels)]
         self.fingerprint = hashlib.sha256(tiles.tobytes() + labels.tobytes()).hexdigest()
 
     def __len__(self) -> int:
@@ -102,12 +111,15 @@ def open_demo(config: DemoConfig, seed: int) -> Splits:
         rising, falling = _halves(path, config)
         train.append(_tiles(rising, config, _draws(seed, 2 * number, config.train_crops)))
         test.append(_tiles(falling, config, _draws(seed, 2 * number + 1, config.test_crops)))
-    return Splits(_source(train, classes), _source(test, classes))
+    return Splits(_source(train, classes, config.labelled_crops), _source(test, classes, config.test_crops))
 
 
-def _source(tiles: list[npt.NDArray[np.uint8]], classes: tuple[str, ...]) -> DemoSource:
-    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(part) for part in tiles])
-    return DemoSource(np.concatenate(tiles), labels, classes)
+def _source(tiles: list[npt.NDArray[np.uint8]], classes: tuple[str, ...], labelled: int) -> DemoSource:
+    """Tiles by photograph, of which the first `labelled` are labelled."""
+    labels = [np.where(np.arange(len(part)) < labelled, label, NO_LABEL) for label, part in enumerate(tiles)]
+    owners = [name for name, part in zip(classes, tiles, strict=True) for _ in part]
+    names = [f"{name}/{index:05d}" for index, name in enumerate(owners)]
+    return DemoSource(np.concatenate(tiles), np.concatenate(labels).astype(np.int64), classes, names)
 
 
 def _draws(seed: int, half: int, count: int) -> npt.NDArray[np.float64]:
@@ -147,9 +159,7 @@ def _halves(path: Path, config: DemoConfig) -> tuple[Half, Half]:
     width, height = round(photograph.width * unit), round(photograph.height * unit)
     photograph = photograph.resize((width, height), Image.Resampling.BICUBIC)
     across, down = (0, width // 2, width), (0, height // 2, height)
-    quarters = [
-        [photograph.crop((across[x], down[y], across[x + 1], down[y + 1])) for x in range(2)] for y in range(2)
-    ]
+    quarters = [[photograph.crop((across[x], down[y], across[x + 1], down[y + 1])) for x in range(2)] for y in range(2)]
     return (quarters[0][0], quarters[1][1]), (quarters[0][1], quarters[1][0])
 
 

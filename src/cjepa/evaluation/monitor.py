@@ -107,12 +107,16 @@ def _sample(config: MonitorConfig, splits: Splits | None) -> Splits | None:
     """Some training images, and some test images of their classes; None where that leaves nothing to tell apart."""
     if splits is None or splits.test is None:
         return None
-    train = some_images(splits.train, config.train_images)
-    known = np.unique(train.labels[train.labels != NO_LABEL])
+    train = some_images(_labelled(splits.train), config.train_images)
+    known = np.unique(train.labels)
     usable = np.flatnonzero(np.isin(splits.test.labels, known))
     if len(known) < 2 or not len(usable):
         return None
     return Splits(train, some_images(Subset(splits.test, usable), config.test_images))
+
+
+def _labelled(source: ImageSource) -> ImageSource:
+    return Subset(source, np.flatnonzero(source.labels != NO_LABEL))
 
 
 def labelled_splits(splits: Splits) -> Splits | None:
