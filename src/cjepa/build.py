@@ -88,7 +88,8 @@ def build_encoder(config: RunConfig, checkpoint: Checkpoint | None, which: Which
     else:
         weights = VisionTransformer(config.model.encoder)
         weights.load_state_dict(checkpoint.tensors("encoder" if which == "context" else "target_encoder"))
-    return PretrainedEncoder(weights.requires_grad_(False).eval(), config.data.size, config.data.mean, config.data.std)
+    encoder = PretrainedEncoder(weights, config.data.size, config.data.mean, config.data.std)
+    return encoder.requires_grad_(False).eval()
 
 
 def load_encoder(

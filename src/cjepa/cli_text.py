@@ -76,7 +76,7 @@ def _table(first: str, title: str) -> Table:
 
 def outcome_table(outcome: Outcome) -> Table:
     """The values of the untrained and of the trained encoder."""
-    table = _table("value", f"before and after {outcome.steps} steps")
+    table = _table("value", f"before training and after step {outcome.steps}")
     table.add_column("untrained", justify="right")
     table.add_column("trained", justify="right")
     for name, value in outcome.trained.items():
@@ -163,9 +163,7 @@ def diagnosis_text(diagnosis: Diagnosis, run: Path) -> str:
         lines.append(f"  complete: all {diagnosis.steps} steps are taken")
     elif diagnosis.used is not None:
         total = f" of {diagnosis.steps}" if diagnosis.steps else ""
-        lines.append(
-            f"  not complete: continues after step {diagnosis.used}{total}, by the same `cjepa pretrain` command"
-        )
+        lines.append(f"  not complete: the same `cjepa pretrain` command continues after step {diagnosis.used}{total}")
     return "\n".join(lines)
 
 

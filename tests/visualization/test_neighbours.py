@@ -3,10 +3,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.colors import to_hex
 
 from cjepa.visualization import Pool, nearest, nearest_neighbours, save
 from cjepa.visualization.neighbours import agreement
-from cjepa.visualization.style import RIGHT, WRONG
+from cjepa.visualization.style import FAINT, RIGHT, WRONG
 
 
 def random(*shape, seed=0):
@@ -72,19 +73,24 @@ def test_frames_tell_right_from_wrong_in_colour_and_in_line():
     order = nearest(queries.features["a"], gallery.features["a"], 5)[0]
     for axes, label in zip(figure.axes[1:], gallery.labels[order], strict=True):
         frame = axes.spines["left"]
-        assert frame.get_visible() == (label != -1)
-        if label != -1:
-            colour = tuple(int(255 * part + 0.5) for part in frame.get_edgecolor()[:3])
-            assert "#{:02X}{:02X}{:02X}".format(*colour) == (RIGHT if label == 0 else WRONG)
-            assert (frame.get_linestyle() == "-") == (label == 0)
+        assert frame.get_visible()
+        assert to_hex(frame.get_edgecolor()) == {0: RIGHT, 1: WRONG, -1: FAINT}[int(label)].lower()
+        assert (frame.get_linestyle() == "-") == (label != 1)
 
 
 def test_the_heading_counts_neighbours_of_the_same_class():
     queries, gallery = pool(2, [0, -1], encoders=("a",)), pool(4, [0, 1, 0, -1], encoders=("a",))
     figure = nearest_neighbours(queries, gallery, ("cat", "dog"), count=4)
     heading = [text.get_text() for text in figure.axes[2].texts]
-    assert heading == ["a", "2 of 3 same class"]
+    assert heading == ["a", "same class: 2 of 3 labelled"]
     assert [text.get_text() for text in figure.axes[0].texts] == ["cat", "query", ""]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["same class", "another class", "no label"]
+
+
+def test_nothing_is_said_of_missing_labels_where_none_is_missing():
+    queries, gallery = pool(2, [0, 1], encoders=("a",)), pool(4, [0, 1, 0, 1], encoders=("a",))
+    figure = nearest_neighbours(queries, gallery, ("cat", "dog"), count=4)
+    assert figure.axes[2].texts[1].get_text() == "same class: 4 of 8"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["same class", "another class"]
 
 

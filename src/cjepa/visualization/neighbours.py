@@ -76,8 +76,9 @@ def agreement(labels: Int[np.ndarray, "q"], found: Int[np.ndarray, "q k"]) -> In
 def nearest_neighbours(queries: Pool, gallery: Pool, classes: tuple[str, ...], count: int = 5) -> Figure:
     """Each query in a row with its `count` nearest images of the gallery, side by side for every encoder.
 
-    queries, gallery: with features of the same encoders, and no image in both. classes: names of the labels. Where
-    both images have a label the frame tells whether it is the same: solid and blue, or dashed and orange.
+    queries, gallery: with features of the same encoders, and no image in both. classes: names of the labels. The
+    frame tells whether a neighbour has the query's label: solid and blue, or dashed and orange; a thin grey frame
+    where one of the two has no label.
     """
     count = min(count, len(gallery.images))
     rows, height, width = len(queries.images), *queries.images.shape[2:]
@@ -96,17 +97,20 @@ def nearest_neighbours(queries: Pool, gallery: Pool, classes: tuple[str, ...], c
         _name(axes, int(queries.labels[row]), classes)
         if row == 0:
             _heading(axes, "query")
+    unknown = False
     for group, (name, features) in enumerate(queries.features.items()):
         found = nearest(features, gallery.features[name], count)
         same = agreement(queries.labels, gallery.labels[found])
         for row, place in np.ndindex(found.shape):
             axes = figure.add_subplot(grid[row, 2 + group * (count + 1) + place])
             show_image(axes, pixels(gallery.images[found[row, place]][None])[0])
-            _frame(axes, int(same[row, place]))
+            if labelled:
+                _frame(axes, int(same[row, place]))
             if row == 0 and place == 0:
                 _heading(axes, plain(name, max(8, int(count * unit / _LETTER))), _share(same))
+        unknown = unknown or bool((same == NO_LABEL).any())
     if labelled:
-        _explain_frames(figure)
+        _explain_frames(figure, unknown)
     return figure
 
 
@@ -123,8 +127,10 @@ def _heading(axes: Axes, name: str, detail: str = "") -> None:
 
 
 def _frame(axes: Axes, same: int) -> None:
-    if same != NO_LABEL:
-        axes.spines[:].set_visible(True)
+    axes.spines[:].set_visible(True)
+    if same == NO_LABEL:
+        axes.spines[:].set_linewidth(0.8)
+    else:
         axes.spines[:].set_color(RIGHT if same else WRONG)
         axes.spines[:].set_linewidth(2.6)
         axes.spines[:].set_linestyle("-" if same else _DASHES)
@@ -132,12 +138,16 @@ def _frame(axes: Axes, same: int) -> None:
 
 def _share(same: Int64[np.ndarray, "q k"]) -> str:
     known = same != NO_LABEL
-    return f"{int(same[known].sum())} of {int(known.sum())} same class" if known.any() else ""
+    if not known.any():
+        return ""
+    return f"same class: {int(same[known].sum())} of {int(known.sum())}" + ("" if known.all() else " labelled")
 
 
-def _explain_frames(figure: Figure) -> None:
+def _explain_frames(figure: Figure, unknown: bool) -> None:
     handles = [
         Patch(facecolor="none", edgecolor=RIGHT, linewidth=2, label="same class"),
         Patch(facecolor="none", edgecolor=WRONG, linewidth=2, linestyle=_DASHES, label="another class"),
     ]
-    figure.legend(handles=handles, loc="outside lower left", ncols=2)
+    if unknown:
+        handles.append(Patch(facecolor="none", edgecolor=FAINT, linewidth=0.8, label="no label"))
+    figure.legend(handles=handles, loc="outside lower left", ncols=3)
