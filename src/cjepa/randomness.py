@@ -26,9 +26,7 @@ class Stream(IntEnum):
     MASK_PROBES = 8
 
 
-def uniform_rows(
-    seed: int, stream: Stream, step: int, first: int, count: int, width: int
-) -> npt.NDArray[np.float64]:
+def uniform_rows(seed: int, stream: Stream, step: int, first: int, count: int, width: int) -> npt.NDArray[np.float64]:
     """Uniform numbers in [0, 1) for rows first .. first + count - 1 of a step: shape [count, width].
 
     Row r is the same whatever slice it is drawn in: uniform_rows(..., 0, 8, w)[3:5] equals
