@@ -95,6 +95,18 @@ def table(path: Path) -> str:
     return "\n".join(lines)
 
 
+def differences(path: Path, against: str = "C-JEPA (demo)") -> str:
+    """What the demo's encoder gains over each other kind of features, seed by seed, as Markdown."""
+    rows = json.loads(path.read_text())["rows"]
+    by_seed = {(row["features"], row["seed"]): row for row in rows}
+    lines = [f"| {against} minus | 20-NN | 20-NN, centred | linear |", "|---|---|---|---|"]
+    for features in dict.fromkeys(row["features"] for row in rows if row["features"] != against):
+        pairs = [(by_seed[against, seed], row) for (name, seed), row in sorted(by_seed.items()) if name == features]
+        gains = [", ".join(f"{own[value] - other[value]:+.1f}" for own, other in pairs) for value in VALUES]
+        lines.append(f"| {features} | {' | '.join(gains)} |")
+    return "\n".join(lines)
+
+
 def spread(values: list[float]) -> str:
     """Mean ± standard deviation."""
     if len(values) == 1:
@@ -110,7 +122,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
     if arguments.report:
-        print(table(RESULTS))
+        print(table(RESULTS), differences(RESULTS), sep="\n\n")
     else:
         study(arguments.variants, arguments.seeds, arguments.scratch)
 

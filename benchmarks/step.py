@@ -282,13 +282,12 @@ def write(path: Path, device: str, threads: int, rows: list[dict[str, Any]]) -> 
 
 def table(path: Path) -> str:
     """Images per second with quartiles, peak memory, and the parts as percent of the step, as Markdown."""
-    lines = [
-        f"| case | images/s | n | peak memory, MiB | step, s | {' | '.join(f'{part}, %' for part in PARTS)} |",
-        "|---|---|---|---|---|" + "---|" * len(PARTS),
-    ]
+    columns = ["case", "images/s", "n", "peak memory, MiB (before the model)", "step, s", *(f"{p}, %" for p in PARTS)]
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in json.loads(path.read_text())["rows"]:
         start = f"| {row['case']} "
-        memory, count = f"{row['peak_memory'] / 2**20:.0f}", f"{row['bursts']}"
+        peak, before = (row[name] / 2**20 for name in ("peak_memory", "peak_memory_before_the_model"))
+        memory, count = f"{peak:.0f} ({before:.0f})", f"{row['bursts']}"
         if row["seconds"] is None:
             lines.append(f"{start}| disturbed | {count} | {memory} |{' |' * (len(PARTS) + 1)}")
             continue

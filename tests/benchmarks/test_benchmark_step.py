@@ -31,7 +31,8 @@ def row(case: str, rate: float | None) -> dict[str, Any]:
     seconds = {"step": {"median": 2.0}, **{part: {"median": 0.25} for part in PARTS}}
     timed = {"images_per_second": spread, "seconds": seconds}
     empty = {"images_per_second": None, "seconds": None}
-    return {"case": case, "peak_memory": 3 << 20, "bursts": 7} | (empty if rate is None else timed)
+    memory = {"peak_memory": 3 << 20, "peak_memory_before_the_model": 1 << 20}
+    return {"case": case, "bursts": 7, **memory} | (empty if rate is None else timed)
 
 
 @pytest.fixture
@@ -145,8 +146,8 @@ class TestTable:
         path = tmp_path / "step.json"
         path.write_text(json.dumps({"rows": [row("first", 64.0), row("second", None)]}))
         header, rule, first, second = table(path).splitlines()
-        assert first.startswith("| first | 64 (64 to 64) | 7 | 3 | 2 | 12.5 |")
-        assert second.startswith("| second | disturbed | 7 | 3 | |")
+        assert first.startswith("| first | 64 (64 to 64) | 7 | 3 (1) | 2 | 12.5 |")
+        assert second.startswith("| second | disturbed | 7 | 3 (1) | |")
         assert {line.count("|") for line in (header, rule, first, second)} == {header.count("|")}
 
 

@@ -46,6 +46,10 @@ def test_what_is_lost_counts_unless_accuracy_was_gained(values: dict[str, float]
     assert judge(changed(**values)).state == "healthy"
 
 
+def test_a_severe_loss_of_rank_counts_whatever_the_accuracy() -> None:
+    assert judge(changed(effective_rank=4.4)).state == "partial collapse"
+
+
 def test_accuracy_that_falls_with_the_rank_is_a_partial_collapse() -> None:
     falling = replace(changed(effective_rank=7.0, knn=50.0), peak_rank=20.0, best_quality=60.0)
     assert judge(falling).state == "partial collapse"

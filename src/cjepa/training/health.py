@@ -16,6 +16,8 @@ LOST_SPREAD = 0.3
 """Partial collapse, without a gain in accuracy: spread below this share of the untrained encoder's."""
 LOST_RANK = 0.6
 """Partial collapse, without a gain in accuracy: effective rank below this share of the untrained encoder's."""
+SEVERE_RANK = 0.45
+"""Partial collapse, whatever the accuracy: effective rank below this share of the untrained encoder's."""
 LOST_FROM_PEAK = 0.5
 """Partial collapse, with accuracy falling: effective rank below this share of the highest of this run."""
 
@@ -72,7 +74,7 @@ class Record:
 
 
 def judge(record: Record) -> Verdict:
-    """The verdict on an evaluation. A lower rank alone is no collapse: data may have few dimensions."""
+    """The verdict on an evaluation. A somewhat lower rank alone is no collapse: data may have few dimensions."""
     rank, spread = record.current["effective_rank"], record.share("spread")
     if rank < COLLAPSED_RANK or spread < COLLAPSED_SPREAD:
         return Verdict(
@@ -85,9 +87,10 @@ def judge(record: Record) -> Verdict:
         )
     if record.progress < EARLY:
         return Verdict("too early", _ranks(record), "")
+    severe = record.share("effective_rank") < SEVERE_RANK
     lost = record.share("effective_rank") < LOST_RANK or spread < LOST_SPREAD
     falling = record.declined and rank < LOST_FROM_PEAK * record.peak_rank
-    if falling or (lost and not record.gained):
+    if severe or falling or (lost and not record.gained):
         return Verdict(
             "partial collapse",
             f"{_ranks(record)}, spread {100 * spread:.0f} % of the untrained encoder's; {_accuracies(record)}",
