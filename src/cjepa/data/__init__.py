@@ -7,7 +7,7 @@ from cjepa.data.decoding import UnreadableImageError, decode
 from cjepa.data.demo import DemoConfig, open_demo
 from cjepa.data.evaluation_images import EvaluationImages, TwoCrops
 from cjepa.data.folder import FolderConfig, open_folder
-from cjepa.data.source import NO_LABEL, ImageSource, Splits, holdout
+from cjepa.data.source import NO_LABEL, ImageSource, Splits, holdout, labelled_only
 from cjepa.data.stream import TrainingStream, iterate
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "decode",
     "holdout",
     "iterate",
+    "labelled_only",
     "open_source",
 ]
 

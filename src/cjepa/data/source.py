@@ -72,6 +72,12 @@ class Subset:
         return self.source.load(int(self.indices[index]))
 
 
+def labelled_only(source: ImageSource) -> ImageSource:
+    """The images that have a label; the source itself when all have."""
+    indices = np.flatnonzero(source.labels != NO_LABEL)
+    return source if len(indices) == len(source) else Subset(source, indices)
+
+
 def holdout(source: ImageSource, share: float = 0.2) -> Splits | None:
     """Labelled images split by a hash of their names, about `share` of them to test; None if that cannot be done.
 

@@ -7,7 +7,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cjepa.data import DataConfig, EvaluationImages, ImageSource, Splits, TrainingStream, TwoCrops, holdout
+from cjepa.data import (
+    DataConfig,
+    EvaluationImages,
+    ImageSource,
+    Splits,
+    TrainingStream,
+    TwoCrops,
+    holdout,
+    labelled_only,
+)
 from cjepa.data.source import NO_LABEL, Subset
 from cjepa.evaluation.features import LabelledFeatures, extract_features
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
@@ -107,16 +116,12 @@ def _sample(config: MonitorConfig, splits: Splits | None) -> Splits | None:
     """Some training images, and some test images of their classes; None where that leaves nothing to tell apart."""
     if splits is None or splits.test is None:
         return None
-    train = some_images(_labelled(splits.train), config.train_images)
+    train = some_images(labelled_only(splits.train), config.train_images)
     known = np.unique(train.labels)
     usable = np.flatnonzero(np.isin(splits.test.labels, known))
     if len(known) < 2 or not len(usable):
         return None
     return Splits(train, some_images(Subset(splits.test, usable), config.test_images))
-
-
-def _labelled(source: ImageSource) -> ImageSource:
-    return Subset(source, np.flatnonzero(source.labels != NO_LABEL))
 
 
 def labelled_splits(splits: Splits) -> Splits | None:

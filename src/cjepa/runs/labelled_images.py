@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cjepa.config import RunConfig
-from cjepa.data import NO_LABEL, EvaluationImages, ImageSource, open_source
-from cjepa.data.source import Subset
+from cjepa.data import NO_LABEL, EvaluationImages, ImageSource, labelled_only, open_source
 from cjepa.errors import InputError
 from cjepa.evaluation.features import LabelledFeatures, extract_features
 from cjepa.evaluation.monitor import labelled_splits
@@ -93,10 +92,4 @@ def open_labelled(config: RunConfig) -> LabelledImages:
         )
     if labelled.test is not splits.test:
         _log.info("no test images of their own: about a fifth of the labelled images is held out to test on")
-    return LabelledImages(config, _with_label(labelled.train), _with_label(labelled.test))
-
-
-def _with_label(source: ImageSource) -> ImageSource:
-    """The images that have a label: the others would be decoded and embedded for nothing."""
-    indices = np.flatnonzero(source.labels != NO_LABEL)
-    return source if len(indices) == len(source) else Subset(source, indices)
+    return LabelledImages(config, labelled_only(labelled.train), labelled_only(labelled.test))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cjepa.build import build_encoder, choose_device, find_checkpoint, read_config
 from cjepa.config import RunConfig
-from cjepa.data import EvaluationImages, ImageSource, Splits, open_source
+from cjepa.data import EvaluationImages, ImageSource, Splits, labelled_only, open_source
 from cjepa.data.source import Subset
 from cjepa.evaluation.features import extract_features
 from cjepa.evaluation.monitor import labelled_splits, some_images
@@ -67,7 +67,9 @@ def draw_pictures(runs: Mapping[str, Path], folder: Path) -> list[Path]:
 
 def _to_compare(splits: Splits) -> tuple[ImageSource, ImageSource]:
     """Queries and gallery: test and training images where labels or the source tell them apart, else some of each."""
-    splits = labelled_splits(splits) or splits
+    labelled = labelled_splits(splits)
+    if labelled is not None and labelled.test is not None:
+        return some_images(labelled.test, QUERIES), some_images(labelled_only(labelled.train), GALLERY)
     if splits.test is not None:
         return some_images(splits.test, QUERIES), some_images(splits.train, GALLERY)
     images = some_images(splits.train, QUERIES + GALLERY)
