@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from cjepa.config import RunConfig
-from cjepa.config_io import parse
+from cjepa.config import RunConfig, parse
 from cjepa.errors import InputError
 from cjepa.masking import MaskingConfig, build_sampler
 from cjepa.types import Masks

@@ -54,10 +54,13 @@ def test_sides_that_the_patch_does_not_divide_are_refused(height: int, width: in
 
 
 def test_one_encoder_takes_images_of_any_size() -> None:
+    """Each with the positions of its own grid, also where two grids have as many patches."""
     built = encoder()
     for height, width in [(16, 24), (24, 16), (8, 8), (16, 24)]:
-        assert built(images(2, height, width)).shape == (2, height * width // 16, 32)
-        assert torch.equal(built.embed(images(2, height, width)), built(images(2, height, width)).mean(dim=1))
+        given = images(2, height, width)
+        assert built(given).shape == (2, height * width // 16, 32)
+        assert torch.equal(built(given), encoder()(given))
+        assert torch.equal(built.embed(given), built(given).mean(dim=1))
 
 
 def test_gathered_patches_are_those_of_each_images_own_indices() -> None:

@@ -7,8 +7,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from cjepa.config import RunConfig
-from cjepa.config_io import parse
+from cjepa.config import RunConfig, parse
 
 
 class Textures:

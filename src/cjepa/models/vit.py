@@ -52,6 +52,8 @@ class EncoderConfig(Part):
     @classmethod
     def named(cls, name: str) -> dict[str, int]:
         """Width, depth and heads of a named size: tiny, small, base, large, huge, giant. KeyError otherwise."""
+        if name not in SIZES:
+            raise KeyError(f"there is no size {name}; choose one of {', '.join(SIZES)}")
         return dict(zip(("width", "depth", "heads"), SIZES[name], strict=True))
 
 

@@ -2,12 +2,10 @@
 
 from typing import Literal
 
-import torch
 from pydantic import Field
-from torch import nn
 
 from cjepa.objectives.prediction import PredictionLoss, prediction_loss
-from cjepa.objectives.projector import Projector, ProjectorConfig
+from cjepa.objectives.projector import ProjectedObjective, ProjectorConfig
 from cjepa.objectives.vicreg import covariance_penalty, similarity, variance_hinge
 from cjepa.types import Embeddings, Loss, Part
 
@@ -56,7 +54,7 @@ class InvarianceConfig(BlockVicregConfig):
     """Weight of the invariance term between blocks of an image."""
 
 
-class CJepa(nn.Module):
+class CJepa(ProjectedObjective):
     """L = L_jepa + beta * L_vicreg over the M predicted blocks of each image.
 
     L_vicreg is the mean over ordered pairs i != j of
@@ -66,13 +64,8 @@ class CJepa(nn.Module):
     """
 
     def __init__(self, config: CJepaConfig, features: int) -> None:
-        super().__init__()
+        super().__init__(config.projector, features)
         self.config = config
-        self.projector = Projector(config.projector, features)
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Fill the projector's weights."""
-        self.projector.initialise(generator)
 
     def forward(self, embeddings: Embeddings, step: int) -> Loss:  # noqa: ARG002
         """The loss of a batch; its terms are unweighted."""

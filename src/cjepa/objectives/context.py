@@ -2,12 +2,10 @@
 
 from typing import Literal
 
-import torch
 from pydantic import Field
-from torch import nn
 
 from cjepa.objectives.prediction import PredictionLoss, prediction_loss
-from cjepa.objectives.projector import Projector, ProjectorConfig
+from cjepa.objectives.projector import ProjectedObjective, ProjectorConfig
 from cjepa.objectives.vicreg import covariance_penalty, variance_hinge
 from cjepa.types import Embeddings, Loss, Part
 
@@ -31,20 +29,15 @@ class ContextConfig(Part):
     """Distance between predicted and target patches."""
 
 
-class ContextVicreg(nn.Module):
+class ContextVicreg(ProjectedObjective):
     """L = L_jepa + beta * (w_sim * mse(z_c, z_t) + w_var * v(z_c) + w_cov * c(z_c)).
 
     z_c, z_t: the projected means of the context's and of the target blocks' patches; targets have no gradient.
     """
 
     def __init__(self, config: ContextConfig, features: int) -> None:
-        super().__init__()
+        super().__init__(config.projector, features)
         self.config = config
-        self.projector = Projector(config.projector, features)
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Fill the projector's weights."""
-        self.projector.initialise(generator)
 
     def forward(self, embeddings: Embeddings, step: int) -> Loss:  # noqa: ARG002
         """The loss of a batch; its terms are unweighted."""

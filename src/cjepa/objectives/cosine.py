@@ -2,15 +2,14 @@
 
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from cjepa.objectives.cjepa import BlockVicregConfig
 from cjepa.objectives.prediction import prediction_loss
-from cjepa.objectives.projector import Projector
+from cjepa.objectives.projector import ProjectedObjective
 from cjepa.types import Embeddings, Loss
 
 
@@ -23,17 +22,12 @@ class CosineConfig(BlockVicregConfig):
     """Weight of the negative cosine similarity between blocks of an image."""
 
 
-class Cosine(nn.Module):
+class Cosine(ProjectedObjective):
     """L = L_jepa + beta * w_sim * mean over pairs i != j of -cos(z_i, z_j)."""
 
     def __init__(self, config: CosineConfig, features: int) -> None:
-        super().__init__()
+        super().__init__(config.projector, features)
         self.config = config
-        self.projector = Projector(config.projector, features)
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Fill the projector's weights."""
-        self.projector.initialise(generator)
 
     def forward(self, embeddings: Embeddings, step: int) -> Loss:  # noqa: ARG002
         """The loss of a batch; its terms are unweighted."""

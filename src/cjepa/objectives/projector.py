@@ -53,6 +53,18 @@ class Projector(nn.Module):
         return output.unflatten(0, pooled.shape[:2])
 
 
+class ProjectedObjective(nn.Module):
+    """Base of the objectives that regularise what a projector makes of pooled embeddings."""
+
+    def __init__(self, config: ProjectorConfig, inputs: int) -> None:
+        super().__init__()
+        self.projector = Projector(config, inputs)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Fill the projector's weights."""
+        self.projector.initialise(generator)
+
+
 def _norm(kind: Literal["batch", "layer", "none"], width: int) -> nn.Module:
     match kind:
         case "batch":

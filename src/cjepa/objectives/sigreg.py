@@ -6,12 +6,12 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from cjepa.objectives.cjepa import BlockVicregConfig
 from cjepa.objectives.prediction import prediction_loss
-from cjepa.objectives.projector import Projector
+from cjepa.objectives.projector import ProjectedObjective
 from cjepa.objectives.vicreg import similarity
 from cjepa.randomness import Stream, uniform_rows
 from cjepa.types import Embeddings, Loss
@@ -33,18 +33,13 @@ class SigregConfig(BlockVicregConfig):
     """Random directions per step along which the embeddings are compared with a normal distribution."""
 
 
-class Sigreg(nn.Module):
+class Sigreg(ProjectedObjective):
     """L = L_jepa + beta * (w_sim * mean pairwise mse + w_sigreg * mean over blocks of SIGReg(z_m))."""
 
     def __init__(self, config: SigregConfig, features: int, seed: int) -> None:
-        super().__init__()
+        super().__init__(config.projector, features)
         self.config = config
         self.seed = seed
-        self.projector = Projector(config.projector, features)
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Fill the projector's weights."""
-        self.projector.initialise(generator)
 
     def forward(self, embeddings: Embeddings, step: int) -> Loss:
         """The loss of a batch; the directions are a function of the seed and the step."""

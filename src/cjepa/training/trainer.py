@@ -146,7 +146,7 @@ class Trainer:
                 if step % every == 0 or step == self.total_steps:
                     improved = self._evaluate(monitor, writers)
                     verdict = self._judge(monitor)
-                    _log.info("step %d: %s", step, verdict)
+                    _log.info("step %d: %s: %s", step, verdict.state, verdict.evidence)
                 if improved or step % saves == 0 or step == self.total_steps or interruption.requested:
                     self._save(store, writers)
                 if interruption.requested and step < self.total_steps:
