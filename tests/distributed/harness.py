@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from functools import cache
 from multiprocessing.context import ForkServerContext
@@ -72,6 +73,7 @@ def _run(
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    warnings.simplefilter("error")
     os.environ["LOCAL_WORLD_SIZE"], os.environ["LOCAL_RANK"] = str(local), str(rank % local)
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(rank), str(count)
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "localhost", "0"

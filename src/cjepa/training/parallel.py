@@ -1,5 +1,6 @@
 """PyTorch's engines for many ranks: DDP keeps whole copies in step, FSDP2 gives each rank a shard of everything."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -56,12 +57,14 @@ def _replicated(model: JEPA, objective: Objective, device: torch.device) -> Engi
     from torch.nn.parallel import DistributedDataParallel
 
     def replicated(module: nn.Module) -> DistributedDataParallel:
-        return DistributedDataParallel(
-            module,
-            device_ids=None if device.type == "cpu" else [device],
-            broadcast_buffers=False,  # position tables, the same everywhere
-            gradient_as_bucket_view=True,
-        )
+        with warnings.catch_warnings():  # torch 2.14 renames broadcast_buffers; 2.13 does not know the new name
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            return DistributedDataParallel(
+                module,
+                device_ids=None if device.type == "cpu" else [device],
+                broadcast_buffers=False,  # position tables, the same everywhere
+                gradient_as_bucket_view=True,
+            )
 
     replicas = replicated(model)
     learns = any(parameter.requires_grad for parameter in objective.parameters())
@@ -76,6 +79,8 @@ def _sharded(model: JEPA, objective: Objective, device: torch.device) -> Engine:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # Predictor and projector return views of what they computed; nothing changes those in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     ranks, local = world_size(), local_count()
     if 1 < local < ranks:
         mesh = init_device_mesh(device.type, (ranks // local, local), mesh_dim_names=("machines", "shards"))
