@@ -1,6 +1,5 @@
 """The joint-embedding predictive architecture: encoder, its moving average as target encoder, and predictor."""
 
-import copy
 from collections.abc import Iterable
 from typing import Literal
 
@@ -47,7 +46,8 @@ class JEPA(nn.Module):
         self.config = config
         self.encoder = VisionTransformer(config.encoder)
         self.predictor = Predictor(config.predictor, config.encoder.width, config.encoder.heads, grid)
-        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.target_encoder = VisionTransformer(config.encoder).requires_grad_(False)
+        self.target_encoder.load_state_dict(self.encoder.state_dict())
 
     def initialise(self, seed: int) -> None:
         """Fill all weights as a function of the seed; the target encoder starts as a copy of the encoder."""
