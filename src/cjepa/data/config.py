@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from cjepa.data.decoding import PILLOW_LIMIT
 from cjepa.data.demo import DemoConfig
 from cjepa.data.folder import FolderConfig
+from cjepa.data.loader import PATIENCE
 from cjepa.types import Part
 
 SourceConfig = Annotated[FolderConfig | DemoConfig, Field(discriminator="name")]
@@ -40,6 +41,8 @@ class DataConfig(Part):
     """Standard deviation of red, green and blue that normalisation divides by; the default is ImageNet's."""
     workers: int = Field(0, ge=0, le=256)
     """Processes that decode images, 0 for the main one; the batches are the same for any number."""
+    worker_timeout: float = Field(PATIENCE, gt=0, le=1e6)
+    """Seconds without a batch from the workers before the run is saved and stops, naming what they are reading."""
     max_pixels: int = Field(64_000_000, gt=0, le=PILLOW_LIMIT)
     """Images with more pixels, by their header, count as unreadable; bounds memory to about 4 bytes a pixel."""
     max_unreadable_share: float = Field(0.05, ge=0.0, le=1.0)

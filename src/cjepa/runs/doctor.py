@@ -1,6 +1,5 @@
 """`cjepa doctor`: what this machine offers, and whether a run can be continued."""
 
-import json
 import os
 import platform
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cjepa.build import CHECKPOINTS, read_config
-from cjepa.runs.pretraining import DATA
+from cjepa.runs.continuing import read_data
 from cjepa.training.checkpoint import CheckpointStore
 
 PACKAGES = ("cjepa", "torch", "numpy", "pillow", "pydantic", "safetensors", "scikit-learn", "matplotlib")
@@ -89,7 +88,5 @@ class Diagnosis:
 def diagnose(run: Path) -> Diagnosis:
     """Verify every checkpoint of a run folder; InputError when it is none."""
     read_config(run)
-    store = CheckpointStore(run / CHECKPOINTS)
-    path = run / DATA
-    data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return Diagnosis({step: store.verify(step) for step in store.steps()}, data.get("steps"), data.get("images"))
+    store, data = CheckpointStore(run / CHECKPOINTS), read_data(run)
+    return Diagnosis({step: store.verify(step) for step in store.steps()}, data.steps, data.images)
