@@ -13,6 +13,7 @@ from cjepa.masking import build_sampler
 from cjepa.models import JEPA, VisionTransformer
 from cjepa.models.pretrained import PretrainedEncoder, normalise
 from cjepa.objectives import build_objective
+from cjepa.ranks import launched, local_rank, slots
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
 from cjepa.training.trainer import Trainer
 
@@ -23,10 +24,20 @@ When = Literal["last", "best"]
 
 
 def build_stream(config: RunConfig, splits: Splits) -> TrainingStream:
-    """The batches of a run, with their masks."""
+    """This rank's part of the batches of a run, with its masks."""
+    own = slots(config.training.batch_size)
+    return _stream(config, splits, own.start, len(own))
+
+
+def build_probe(config: RunConfig, splits: Splits) -> TrainingStream:
+    """The first slots of the batches of a run, as many as the monitor takes at once; the same on every rank."""
+    return _stream(config, splits, 0, min(config.training.batch_size, config.monitor.batch_size))
+
+
+def _stream(config: RunConfig, splits: Splits, first_slot: int, slots: int) -> TrainingStream:
     batch_size = config.training.batch_size
     sampler = build_sampler(config.masking, config.grid, config.seed, batch_size)
-    return TrainingStream(splits.train, config.data, sampler, batch_size, config.seed)
+    return TrainingStream(splits.train, config.data, sampler, batch_size, config.seed, first_slot, slots)
 
 
 def build_trainer(config: RunConfig, images: int, device: torch.device) -> Trainer:
@@ -52,12 +63,16 @@ def build_model(config: RunConfig) -> JEPA:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; auto takes a GPU if there is one. InputError when it is not there."""
+    """The device of a name; auto takes a GPU if there is one, each rank its own. InputError when it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and launched() > 1:
+        name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {name} cannot be used here: {reason}; use auto or cpu") from error

@@ -48,6 +48,11 @@ def launched() -> int:
     return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _LAUNCHED) else 1
 
 
+def local_rank() -> int:
+    """This process among the ranks of its machine, from 0: which GPU is its own."""
+    return int(os.environ["LOCAL_RANK"]) if launched() > 1 else 0
+
+
 def local_count() -> int:
     """How many ranks share this machine and its memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() > 1 else 1

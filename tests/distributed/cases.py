@@ -16,7 +16,7 @@ from cjepa.models import JEPA, ModelConfig
 from cjepa.models.pretrained import normalise
 from cjepa.objectives import ObjectiveConfig, build_objective
 from cjepa.ranks import slots
-from cjepa.training.gradient import Gradient
+from cjepa.training.batch_loss import BatchLoss
 from cjepa.training.parallel import Parallel, start_engine
 from tests.training.conftest import Textures
 
@@ -62,9 +62,9 @@ def gradient_of(case: Case) -> Found:
             parameter.mul_(1.1)
     model, objective = model.double(), objective.double()
     engine = start_engine(case.parallel, model, objective, CPU)
-    take = Gradient(model, objective, in_float64, engine, CPU, bfloat16=False, micro_batch=case.micro_batch)
+    batch_loss = BatchLoss(model, in_float64, engine, CPU, bfloat16=False, micro_batch=case.micro_batch)
     batch = stream_of_this_rank()[case.step]
-    loss = take(batch, case.step)
+    loss = batch_loss.backward(batch, case.step)
     named = {**dict(model.named_parameters()), **{f"objective.{k}": p for k, p in objective.named_parameters()}}
     gradients = {name: whole(p.grad) for name, p in named.items() if p.grad is not None}
     terms = {name: float(term) for name, term in loss.terms.items()}

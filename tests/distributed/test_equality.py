@@ -91,7 +91,7 @@ def test_the_classic_mistakes_are_seen(ranks: int, mistake: str) -> None:
 
 def test_adding_the_gradients_of_parts_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """VICReg of micro-batches is not VICReg of the batch."""
-    import cjepa.training.gradient as place
+    import cjepa.training.batch_loss as place
 
     def added(parts, targets, embed, objective, unsynchronised):  # type: ignore[no-untyped-def]
         losses = [objective(embed(part)) for part in parts]

@@ -79,7 +79,7 @@ def extract_features(
     features: list[Tensor] = []
     done = 0
     with (
-        torch.inference_mode(),
+        torch.no_grad(),  # not inference mode, whose tensors FSDP could not reuse in the next training step
         _evaluation_mode(encoder),
         torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
     ):
@@ -93,7 +93,7 @@ def extract_features(
                 progress(done)
     if done == 0:
         raise InputError("there is no image to extract features from; give at least one")
-    joined = torch.cat(features)  # outside inference mode, so that a probe can be trained on it
+    joined = torch.cat(features)
     if not joined.isfinite().all():
         raise DivergedError("the encoder's embeddings are not finite; evaluate an earlier checkpoint")
     return joined

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.utils.data import Subset as ChosenItems
 
 from cjepa.data import (
     DataConfig,
@@ -25,6 +26,7 @@ from cjepa.evaluation.retrieval import crop_retrieval
 from cjepa.models import JEPA
 from cjepa.models.pretrained import normalise
 from cjepa.randomness import Stream, uniform_rows
+from cjepa.ranks import from_first, gather, rank, world_size
 from cjepa.types import Part
 
 NEIGHBOURS = 20
@@ -44,7 +46,10 @@ class MonitorConfig(Part):
 
 
 class Monitor:
-    """Measures a model on a fixed choice of images; the same images, crops and masks at every call."""
+    """Measures a model on a fixed choice of images; the same images, crops and masks at every call.
+
+    stream: where the explained variance takes its batch from. Ranks share the images and have the same values.
+    """
 
     def __init__(
         self,
@@ -76,7 +81,8 @@ class Monitor:
             "spread": float(deviations.square().sum().sqrt() / test.double().square().sum(1).mean().sqrt()),
             "explained_variance": self._explained_variance(model),
         }
-        return values | self._accuracy(model, test)
+        values |= self._accuracy(model, test)
+        return from_first(lambda: values)
 
     def labelled_test(self) -> ImageSource:
         """The images whose embeddings are measured: the labelled test images where there are any."""
@@ -92,9 +98,12 @@ class Monitor:
         return knn_accuracy(KnnConfig(k=(NEIGHBOURS,)), features)
 
     def _features(self, model: JEPA, images: EvaluationImages | TwoCrops) -> Tensor:
-        return extract_features(
+        # As many images for every rank, so that all ask shards of each other equally often; the last ones come twice.
+        each = -(-len(images) // world_size())
+        own = [min(index, len(images) - 1) for index in range(rank() * each, (rank() + 1) * each)]
+        features = extract_features(
             model.target_encoder,
-            images,
+            images if world_size() == 1 else ChosenItems(images, own),
             self.data.mean,
             self.data.std,
             device=self.device,
@@ -103,6 +112,7 @@ class Monitor:
             workers=self.data.workers,
             patience=self.data.worker_timeout,
         )
+        return gather(features)[: len(images)]
 
     @torch.no_grad()
     def _explained_variance(self, model: JEPA) -> float:

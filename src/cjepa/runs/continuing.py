@@ -16,6 +16,7 @@ _log = logging.getLogger(__name__)
 DATA = "data.json"
 FREE_KEYS = (
     *("data.workers:", "data.worker_timeout:", "data.source.path:", "training.device:", "training.threads:"),
+    *("training.parallel:", "training.micro_batch:", "training.checkpoint_activations:"),
     *("training.on_failed_write:", "training.hang_after:", "logging."),
 )
 """Keys that may change when a run continues: they name the machine, not the run."""

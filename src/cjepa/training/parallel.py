@@ -21,12 +21,14 @@ Parallel = Literal["auto", "none", "ddp", "fsdp"]
 class Engine:
     """How to call model and objective so that the ranks' gradients are averaged.
 
-    unsynchronised: a context in which a backward pass adds to this rank's gradients alone.
+    unsynchronised: a context in which a backward pass adds to this rank's gradients alone. replicated: whether every
+    rank has whole copies of the weights, which must stay the same bits.
     """
 
     model: Callable[..., Any]
     objective: Callable[..., Any]
-    unsynchronised: Callable[[], AbstractContextManager[None]]
+    unsynchronised: Callable[[], AbstractContextManager[None]] = nullcontext
+    replicated: bool = False
 
 
 def start_engine(parallel: Parallel, model: JEPA, objective: Objective, device: torch.device) -> Engine:
@@ -42,9 +44,9 @@ def start_engine(parallel: Parallel, model: JEPA, objective: Objective, device: 
                 "process without torchrun"
             )
         case "none":
-            return Engine(model, objective, nullcontext)
+            return Engine(model, objective)
         case "auto" | "ddp" | "fsdp" if alone:
-            return Engine(model, objective, nullcontext)
+            return Engine(model, objective)
         case "auto" | "ddp":
             return _replicated(model, objective, device)
         case "fsdp":
@@ -68,7 +70,7 @@ def _replicated(model: JEPA, objective: Objective, device: torch.device) -> Engi
 
     replicas = replicated(model)
     learns = any(parameter.requires_grad for parameter in objective.parameters())
-    return Engine(replicas, replicated(objective) if learns else objective, replicas.no_sync)
+    return Engine(replicas, replicated(objective) if learns else objective, replicas.no_sync, replicated=True)
 
 
 def _sharded(model: JEPA, objective: Objective, device: torch.device) -> Engine:
@@ -94,4 +96,4 @@ def _sharded(model: JEPA, objective: Objective, device: torch.device) -> Engine:
     for projector in objective.children():
         if any(True for _ in projector.parameters()):
             fully_shard(projector, mesh=mesh, reshard_after_forward=True)
-    return Engine(model, objective, nullcontext)
+    return Engine(model, objective)
