@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 DATA = "data.json"
 FREE_KEYS = (
     *("data.workers:", "data.worker_timeout:", "data.source.path:", "training.device:", "training.threads:"),
-    *("training.on_failed_write:", "training.hang_after:", "logging."),
+    *("training.on_failed_write:", "training.hang_after:", "training.recheck_every:", "logging."),
 )
 """Keys that may change when a run continues: they name the machine, not the run."""
 MOST_DATA_BYTES = 16 << 20

@@ -20,6 +20,7 @@ from cjepa.training.health import Record, Verdict, judge
 from cjepa.training.interruption import Interrupted, Interruption
 from cjepa.training.optimizer import OptimizerConfig, build_optimizer, moments, moments_like, restore_moments, set_rates
 from cjepa.training.progress import Progress
+from cjepa.training.recheck import recheck
 from cjepa.training.records import Records
 from cjepa.training.schedules import MomentumConfig, learning_rate, linear
 from cjepa.training.spikes import SpikesConfig
@@ -62,6 +63,8 @@ class TrainingConfig(Part):
     """What to do when loss or gradient jump far above those of the steps before."""
     on_failed_write: Literal["stop", "continue"] = "stop"
     """When a checkpoint or a row cannot be written, on a full disk for instance: stop, or warn and continue."""
+    recheck_every: int | None = Field(None, ge=1)
+    """Steps between two that are computed twice and compared to the bit, to notice a faulty machine; null: never."""
     hang_after: float | None = Field(3600.0, gt=0)
     """Seconds without a finished step, evaluation or save after which a run prints where it waits and leaves (75)."""
 
@@ -156,19 +159,25 @@ class Trainer:
             learning_rate(optimizer.learning_rate, step, self.warmup_steps, self.total_steps),
             linear(optimizer.weight_decay.start, optimizer.weight_decay.final, step, self.total_steps),
         )
-        images = self.normalise(batch.images.to(self.device, non_blocking=True))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            embeddings = self.model(images, batch.masks.to(self.device))
-        loss: Loss = self.objective(embeddings, step)
-        loss.total.backward()
-        largest = optimizer.clip_gradient or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), largest, foreach=True))
+        loss, norm = self.gradient(batch)
+        if self.config.recheck_every and step % self.config.recheck_every == 0:
+            recheck(self.parameters, lambda: self.gradient(batch), step)
         unchanged = self._reason_to_change_nothing(float(loss.total.detach()), norm)
         if unchanged is None:
             self.optimizer.step()
             self.model.update_target(self._momentum(step))
         self.optimizer.zero_grad(set_to_none=True)
         return Taken(loss, norm, unchanged)
+
+    def gradient(self, batch: Batch) -> tuple[Loss, float]:
+        """The loss of the step about to be taken, its gradient in the parameters, and the norm of that."""
+        images = self.normalise(batch.images.to(self.device, non_blocking=True))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            embeddings = self.model(images, batch.masks.to(self.device))
+        loss: Loss = self.objective(embeddings, self.progress.step)
+        loss.total.backward()
+        largest = self.config.optimizer.clip_gradient or math.inf
+        return loss, float(nn.utils.clip_grad_norm_(self.parameters.values(), largest, foreach=True))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue exactly where a checkpoint was saved; InputError when it is one of another model."""
@@ -186,6 +195,7 @@ class Trainer:
         self.optimizer.state.clear()
         restore_moments(self.optimizer, self.parameters, checkpoint.tensors("optimizer", like=moved))
         self._saved = (self.progress.step, self.progress.evaluated)
+        self._trouble.clear()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything that `restore` needs besides the progress, by file."""
@@ -218,14 +228,14 @@ class Trainer:
         progress.spikes += far
         if finite and (not far or spikes.policy == "log"):
             if far:
-                _log.warning("step %d: loss %.4g or gradient %.4g far above those before", progress.step, loss, norm)
+                _log.warning("step %d: loss %.4g, gradient %.4g: far above those before", progress.step, loss, norm)
             progress.recent.add(loss, norm)
             progress.skipped_in_a_row = 0
             return None
         progress.skipped += 1
         progress.skipped_in_a_row += 1
         what = "far above those before" if finite else "not finite"
-        _log.warning("step %d skipped: loss %.4g or gradient %.4g %s", progress.step, loss, norm, what)
+        _log.warning("step %d skipped: loss %.4g, gradient %.4g: %s", progress.step, loss, norm, what)
         return "spike" if finite else "not finite"
 
     def _give_up_or_go_back(self, taken: Taken, batch: Batch, records: Records) -> None:
