@@ -25,7 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cjepa import cli, runs
+import torch._dynamo  # what the first optimizer of a process imports, seconds of it
+
+from cjepa import cli, cli_text, runs
 from cjepa.training.checkpoint import CheckpointStore
 from cjepa.training.environment import describe_environment
 from tests.tiny_runs import TINY, write_config, write_images
@@ -38,6 +40,8 @@ LONGEST = 1.0
 AT_THE_START = 0.1
 """Share of the kills at any time after the start, most of them before the first step."""
 
+
+assert all((torch._dynamo, cli_text)), "imported before the forks"
 
 # --- damage ---------------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from cjepa.runs.doctor import Diagnosis, diagnose, environment
 from cjepa.runs.evaluating import Evaluation, Result, evaluate_run
 from cjepa.runs.pictures import PICTURES, draw_pictures
 from cjepa.runs.pretraining import Outcome, pretrain
+from cjepa.runs.replaying import Replayed, replay
 
 __all__ = [
     "PICTURES",
@@ -12,11 +13,13 @@ __all__ = [
     "Diagnosis",
     "Evaluation",
     "Outcome",
+    "Replayed",
     "Result",
     "diagnose",
     "draw_pictures",
     "environment",
     "evaluate_run",
     "pretrain",
+    "replay",
     "run_demo",
 ]

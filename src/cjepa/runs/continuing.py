@@ -17,7 +17,7 @@ DATA = "data.json"
 FREE_KEYS = (
     *("data.workers:", "data.worker_timeout:", "data.source.path:", "training.device:", "training.threads:"),
     *("training.parallel:", "training.micro_batch:", "training.checkpoint_activations:"),
-    *("training.on_failed_write:", "training.hang_after:", "logging."),
+    *("training.on_failed_write:", "training.hang_after:", "training.recheck_every:", "logging."),
 )
 """Keys that may change when a run continues: they name the machine, not the run."""
 MOST_DATA_BYTES = 16 << 20

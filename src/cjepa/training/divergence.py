@@ -60,7 +60,7 @@ def diverged(
     """
     first = trouble[0].step if trouble else progress.step
     state: dict[str, Any] = {
-        "progress": progress.as_dict() | {"step": first},
+        "progress": progress.as_dict() | {"step": first, "skipped": progress.skipped - len(trouble)},
         "trouble": [asdict(each) for each in trouble],
         "losses": progress.recent.losses,
     }

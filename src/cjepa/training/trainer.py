@@ -24,6 +24,7 @@ from cjepa.training.interruption import Interrupted, Interruption
 from cjepa.training.optimizer import OptimizerConfig, build_optimizer, moments_like, set_rates
 from cjepa.training.parallel import Parallel, start_engine
 from cjepa.training.progress import Progress
+from cjepa.training.recheck import recheck
 from cjepa.training.records import Records
 from cjepa.training.schedules import MomentumConfig, learning_rate, linear
 from cjepa.training.spikes import SpikesConfig
@@ -73,6 +74,8 @@ class TrainingConfig(Part):
     """What to do when loss or gradient jump far above those of the steps before."""
     on_failed_write: Literal["stop", "continue"] = "stop"
     """When a checkpoint or a row cannot be written, on a full disk for instance: stop, or warn and continue."""
+    recheck_every: int | None = Field(None, ge=1)
+    """Steps between two that are computed twice and compared to the bit, to notice a faulty machine; null: never."""
     hang_after: float | None = Field(3600.0, gt=0)
     """Seconds without a finished step, evaluation or save after which a run prints where it waits and leaves (75)."""
 
@@ -178,6 +181,8 @@ class Trainer:
             linear(optimizer.weight_decay.start, optimizer.weight_decay.final, step, self.total_steps),
         )
         loss, norm = self.gradient(batch)
+        if self.config.recheck_every and step % self.config.recheck_every == 0:
+            recheck(self.parameters, lambda: self.gradient(batch), step)
         unchanged = self._reason_to_change_nothing(float(loss.total.detach()), norm)
         if unchanged is None:
             self.optimizer.step()
@@ -236,14 +241,14 @@ class Trainer:
         progress.spikes += far
         if finite and (not far or spikes.policy == "log"):
             if far:
-                _log.warning("step %d: loss %.4g or gradient %.4g far above those before", progress.step, loss, norm)
+                _log.warning("step %d: loss %.4g, gradient %.4g: far above those before", progress.step, loss, norm)
             progress.recent.add(loss, norm)
             progress.skipped_in_a_row = 0
             return None
         progress.skipped += 1
         progress.skipped_in_a_row += 1
         what = "far above those before" if finite else "not finite"
-        _log.warning("step %d skipped: loss %.4g or gradient %.4g %s", progress.step, loss, norm, what)
+        _log.warning("step %d skipped: loss %.4g, gradient %.4g: %s", progress.step, loss, norm, what)
         return "spike" if finite else "not finite"
 
     def _give_up_or_go_back(self, taken: Taken, batch: Batch, records: Records) -> None:
