@@ -121,11 +121,14 @@ def pretrain(
     """
     from cjepa.cli_text import outcome_table, outcome_text
     from cjepa.config.presets import resolve
+    from cjepa.ranks import is_first
     from cjepa.runs import PICTURES, draw_pictures
     from cjepa.runs import pretrain as run
 
     folder = out or Path("runs") / Path(origin).stem
     outcome = run(resolve(origin, changes or []), folder, allow_change or [])
+    if not is_first():
+        return
     _print(outcome_table(outcome))
     typer.echo(outcome_text(outcome))
     draw_pictures({"trained": folder}, folder / PICTURES)
@@ -271,8 +274,10 @@ class _Terminal(logging.Handler):
         print(f"{warning}{record.getMessage()}", file=sys.stderr, flush=True)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """The choice of a regularisation and the like belong into a log, not before a user."""
-        return record.levelno > logging.INFO or not record.name.startswith("cjepa.evaluation")
+        """One of many ranks speaks for all. A choice of regularisation and the like belong into a log only."""
+        from cjepa.ranks import is_first
+
+        return is_first() and (record.levelno > logging.INFO or not record.name.startswith("cjepa.evaluation"))
 
 
 @contextmanager

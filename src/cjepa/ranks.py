@@ -39,8 +39,8 @@ def world_size() -> int:
 
 
 def is_first() -> bool:
-    """True for the one rank that writes files and talks."""
-    return rank() == 0
+    """True for the one rank that writes files and talks; also before the ranks are connected and after."""
+    return rank() == 0 if dist.is_initialized() or launched() == 1 else os.environ["RANK"] == "0"
 
 
 def launched() -> int:
@@ -70,6 +70,11 @@ def joined(device: torch.device) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def speaker() -> str:
+    """What to put before a message that any of several ranks may have: which one it is."""
+    return f"rank {os.environ['RANK']}: " if launched() > 1 else ""
 
 
 def slots(batch_size: int) -> range:
