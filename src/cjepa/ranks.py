@@ -61,7 +61,7 @@ def local_count() -> int:
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """While open, this process is connected with the others that the launcher started, if there are any."""
-    if launched() == 1:
+    if launched() == 1 or dist.is_initialized():
         yield
         return
     # Flags, counts and files' contents travel by gloo from the CPU's memory, whatever the gradients travel by.

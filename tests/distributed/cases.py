@@ -62,7 +62,7 @@ def gradient_of(case: Case) -> Found:
             parameter.mul_(1.1)
     model, objective = model.double(), objective.double()
     engine = start_engine(case.parallel, model, objective, CPU)
-    batch_loss = BatchLoss(model, in_float64, engine, CPU, bfloat16=False, micro_batch=case.micro_batch)
+    batch_loss = BatchLoss(model, objective, in_float64, engine, CPU, bfloat16=False, micro_batch=case.micro_batch)
     batch = stream_of_this_rank()[case.step]
     loss = batch_loss.backward(batch, case.step)
     named = {**dict(model.named_parameters()), **{f"objective.{k}": p for k, p in objective.named_parameters()}}

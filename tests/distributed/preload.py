@@ -5,4 +5,5 @@ import torch.distributed.checkpoint.state_dict
 import torch.distributed.fsdp
 import torch.nn.parallel
 
-import tests.distributed.cases  # noqa: F401
+import tests.distributed.cases
+import tests.distributed.runs  # noqa: F401

@@ -9,6 +9,7 @@ from torch import Tensor
 from cjepa.errors import InputError
 from cjepa.models import JEPA
 from cjepa.models.jepa import gather_blocks
+from cjepa.objectives import Objective
 from cjepa.ranks import mean
 from cjepa.training.accumulation import backward_in_parts, divide
 from cjepa.training.parallel import Engine
@@ -25,6 +26,7 @@ class BatchLoss:
     def __init__(
         self,
         model: JEPA,
+        objective: Objective,
         prepare: Callable[[Tensor], Float[Tensor, "B 3 H W"]],
         engine: Engine,
         device: torch.device,
@@ -32,14 +34,27 @@ class BatchLoss:
         micro_batch: int | None = None,
     ) -> None:
         self.model = model
+        self.objective = objective
         self.prepare = prepare
         self.engine = engine
         self.device = device
         self.bfloat16 = bfloat16
         self.micro_batch = micro_batch
+        self._packed = False
 
     def backward(self, batch: Batch, step: int) -> Loss:
-        """The loss, without graph; its gradient is added to the parameters'."""
+        """The loss, without graph; its gradient is added to the parameters', of which it must be the first."""
+        if self.engine.replicated and not self._packed:
+            # DDP packs gradients anew after its first backward pass, and more than two ranks then add them up in
+            # another order. So that a continued run has the bits of one that was never stopped, the first pass of a
+            # process is taken twice.
+            self._packed = True
+            self._backward(batch, step)
+            for parameter in (*self.model.parameters(), *self.objective.parameters()):
+                parameter.grad = None
+        return self._backward(batch, step)
+
+    def _backward(self, batch: Batch, step: int) -> Loss:
         if self.micro_batch is None or self.micro_batch >= len(batch.images):
             loss: Loss = self.engine.objective(self._embed(batch), step)
             loss.total.backward()

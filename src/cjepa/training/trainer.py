@@ -125,7 +125,9 @@ class Trainer:
             block.recompute = config.checkpoint_activations
         engine = start_engine(config.parallel, self.model, self.objective, device)
         bfloat16 = config.precision == "bfloat16"
-        self.batch_loss = BatchLoss(self.model, self._prepared, engine, device, bfloat16, config.micro_batch)
+        self.batch_loss = BatchLoss(
+            self.model, self.objective, self._prepared, engine, device, bfloat16, config.micro_batch
+        )
         self.learned = nn.ModuleDict(
             {"encoder": self.model.encoder, "predictor": self.model.predictor, "objective": self.objective}
         )
