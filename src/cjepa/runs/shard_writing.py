@@ -14,7 +14,7 @@ from typing import Literal
 
 from PIL import Image
 
-from cjepa.data import NO_LABEL, ArraySource, FileSource, ImageSource, ShardSource, UnreadableImageError
+from cjepa.data import NO_LABEL, ArraySource, FileSource, ImageSource, ParquetSource, ShardSource, UnreadableImageError
 from cjepa.data.decoding import FORMATS, decode
 from cjepa.data.files import EXTENSIONS
 from cjepa.data.shard_contents import LARGEST_IMAGE, ShardContents, note, read_shard
@@ -86,7 +86,7 @@ def encoded(source: ImageSource, index: int) -> bytes:
                 if path.stat().st_size > LARGEST_IMAGE:
                     raise InputError(f"{name} has more than {LARGEST_IMAGE:,} bytes; remove it from the images")
                 return path.read_bytes()
-            case ShardSource():
+            case ShardSource() | ParquetSource():
                 return source.encoded(index)
             case ArraySource():
                 return _bytes_of(source.load(index), "png")
