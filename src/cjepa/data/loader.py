@@ -113,7 +113,7 @@ def load(
             item = _next(items, processes, notes, name, patience)
             if item is None:
                 return
-            if isinstance(item, InputError):
+            if isinstance(item, InputError | WorkerError):
                 raise item
             yield item
     finally:
@@ -126,7 +126,7 @@ def load(
 def _next(
     items: Iterator[Any], processes: list[BaseProcess], notes: Notes, name: Callable[[int], str], patience: float
 ) -> Any:
-    """The next item, None at the end."""
+    """The next item, None at the end, or what ended the workers: as a value, since torch's error would keep them."""
     started = monotonic()
     while True:
         try:
@@ -134,11 +134,11 @@ def _next(
         except RuntimeError as error:
             dead = [process for process in processes if not process.is_alive()]
             if dead and "DataLoader worker" in str(error):
-                raise _death(dead[0], notes, name) from error
+                return _death(dead[0], notes, name)
             if "DataLoader timed out" not in str(error):
                 raise
             if monotonic() - started >= patience:
-                raise _hang(notes, name, patience) from error
+                return _hang(notes, name, patience)
 
 
 def _death(process: BaseProcess, notes: Notes, name: Callable[[int], str]) -> WorkerError:

@@ -179,10 +179,17 @@ def _closing_all(writers: list[MetricsWriter]) -> Iterator[list[MetricsWriter]]:
         yield writers
 
 
+class _LogFile(logging.FileHandler):
+    """The run's log; a disk that is full must not cost more than the line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
+        """Say nothing: what cannot be written is said by what else is written there."""
+
+
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
     """Everything the package logs also goes into the run's train.log, whoever else listens."""
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = _LogFile(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("cjepa")
     level = package.level

@@ -46,7 +46,7 @@ class Records:
         try:
             for writer in self.writers:
                 writer.write(step, split, values)
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             self._failed(error)
 
     def bad_image(self, step: int, image: Unreadable) -> None:
@@ -54,7 +54,7 @@ class Records:
         _log.warning("unreadable image replaced: %s (%s)", image.name, image.reason)
         try:
             self.unreadable.append({"step": step, "name": image.name, "reason": image.reason})
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             self._failed(error)
 
     def save(self, step: int, tensors: Tensors, state: Mapping[str, Any], best: int, last: bool) -> None:
@@ -63,7 +63,7 @@ class Records:
             for writer in self.writers:
                 writer.flush()
             self.checkpoints.save(step, tensors, {**self.about, **state}, protect={best})
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             if last:
                 raise
             self._failed(error)
@@ -75,7 +75,7 @@ class Records:
         except StorageError as error:
             return f"what is needed to repeat it could not be kept: {error}"
 
-    def _failed(self, error: StorageError) -> None:
+    def _failed(self, error: StorageError | OSError) -> None:
         if self.on_failure == "stop":
-            raise error
+            raise error if isinstance(error, StorageError) else StorageError(f"cannot be written: {error}")
         _log.warning("the run goes on without what could not be written (training.on_failed_write=continue): %s", error)
