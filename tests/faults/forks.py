@@ -131,7 +131,7 @@ class Place:
                 patch()
             self.pretrain(name, *changes)
 
-        return fork(work, self.folder / f"{name}.out")
+        return fork(work, self.folder / f"{name.replace('/', '-')}.out")  # not on the disk that fills up
 
     def run(self, name: str) -> Path:
         return self.folder / name

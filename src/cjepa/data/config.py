@@ -44,7 +44,7 @@ class DataConfig(Part):
     worker_timeout: float = Field(PATIENCE, gt=0, le=1e6)
     """Seconds without a batch from the workers before the run is saved and stops, naming what they are reading."""
     max_pixels: int = Field(64_000_000, gt=0, le=PILLOW_LIMIT)
-    """Images with more pixels, by their header, count as unreadable; bounds memory to about 4 bytes a pixel."""
+    """Images with more pixels, by their header, count as unreadable; bounds memory to 16 bytes a pixel."""
     max_unreadable_share: float = Field(0.05, ge=0.0, le=1.0)
     """Share of images that may be unreadable, and are replaced by others, before the run stops."""
 
