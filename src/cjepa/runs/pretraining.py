@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Collection, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,6 +184,11 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
         """Say nothing: what cannot be written is said by what else is written there."""
+
+    def close(self) -> None:
+        """Close, also where the last lines do not fit any more."""
+        with suppress(OSError):
+            super().close()
 
 
 @contextmanager
