@@ -53,6 +53,7 @@ def measure(data: Path | None, folder: Path, repeats: int) -> dict[str, Any]:
     trainer = build_trainer(config, IMAGES, torch.device("cpu"))
     given = batches(trainer, data, repeats + 1)
     store = CheckpointStore(folder)
+    trainer.progress.best_quality = 0.0  # as after the first evaluation
     trainer.take_step(given[0])  # the first one also imports and allocates
     steps, saves = [], []
     for number, batch in enumerate(given[1:], 1):
