@@ -30,7 +30,7 @@ _LOOK_EVERY = 2
 """Seconds after which a waiting process looks whether its workers are alive."""
 _NOTHING = -1
 _MORE_SHARED_MEMORY = "use data.workers=0, or make it larger (docker run --shm-size=8g)"
-_LIKELY_CAUSES = {
+_LIKELY_CAUSES: dict[int, str] = {
     signal.SIGKILL: "most likely the machine ran out of memory: use fewer data.workers",
     signal.SIGBUS: f"most likely /dev/shm is full: {_MORE_SHARED_MEMORY}",
     signal.SIGSEGV: "most likely a fault in an image library: move that image away",
