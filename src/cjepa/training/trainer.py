@@ -144,10 +144,10 @@ class Trainer:
                     watchdog.alive()
             except Interrupted as stop:
                 self._save(records, last=True)
-                raise self._stopped(str(stop)) from None
-            except WorkerError:
+                raise StoppedEarly(f"stopped by {stop} {self._where()}; the same command continues the run") from None
+            except WorkerError as error:
                 self._save(records, last=True)
-                raise
+                raise WorkerError(f"{error}. Stopped {self._where()}; the same command continues the run") from error
         return verdict
 
     def take_step(self, batch: Batch) -> Taken:
@@ -258,10 +258,9 @@ class Trainer:
                     batch = next(remaining)
                 yield batch
 
-    def _stopped(self, by: str) -> StoppedEarly:
-        done = f"after step {self.progress.step} of {self.total_steps}"
-        saved = f"{done} and saved" if self.progress.untrained else "before anything was done"
-        return StoppedEarly(f"stopped by {by} {saved}; the same command continues the run")
+    def _where(self) -> str:
+        done = f"after step {self.progress.step} of {self.total_steps} and saved"
+        return done if self.progress.untrained else "before anything was done"
 
     def _record(self, taken: Taken, batch: Batch, records: Records) -> None:
         step = self.progress.step
