@@ -32,7 +32,7 @@ from cjepa.errors import CjepaError, InputError, NoValidCheckpointError
 from cjepa.runs import diagnose
 from cjepa.training.checkpoint import CheckpointStore
 from cjepa.training.manifest import FileEntry
-from tests.tiny_runs import TINY, write_config, write_images
+from tests.tiny_runs import write_config, write_images
 
 PACKAGE = Path(cjepa.__file__).parent
 
@@ -260,10 +260,9 @@ def test_mutated_configs_give_a_config_or_the_declared_error(edits: list[tuple[f
 def test_other_files_of_a_run_folder(run: Path, name: str, content: bytes) -> None:
     (run / name).write_bytes(content)
     everything_that_reads(run)
-    config = str(run.parent / "tiny.yaml")
-    Path(config).write_text(TINY)
-    result = CliRunner().invoke(app, ["evaluate", "knn", str(run), "k=[1]"])
-    assert result.exit_code in (0, 2), result.output
+    if name == "evaluations.jsonl":
+        result = CliRunner().invoke(app, ["evaluate", "knn", str(run), "k=[1]"])
+        assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(
