@@ -1,12 +1,12 @@
-"""Two hosts train together, one process is killed, the job restarts by itself: the same bits as if nothing had happened.
+"""Two hosts train together, one process is killed, the job restarts by itself and ends as if nothing had happened.
 
     python -m benchmarks.two_hosts [--data CIFAR10] [--steps 100] [--save]
 
 The hosts are two network namespaces joined by a virtual cable (Linux, root, iproute2), or, where those cannot be made,
 two agents on this machine's loopback. torchrun's agents find each other by the c10d rendezvous and start
-`cjepa pretrain cifar10-small`, the preset with its own batch, on every rank. First an undisturbed run, then one in which
-a rank of the second host gets SIGKILL after half the steps. Without --data the images are the demo's. With --save it
-writes benchmarks/results/two_hosts.json.
+`cjepa pretrain cifar10-small`, the preset with its own batch, on every rank. First an undisturbed run, then one in
+which a rank of the second host gets SIGKILL after half the steps; both must end with the same bits. Without --data the
+images are the demo's. With --save it writes benchmarks/results/two_hosts.json.
 """
 
 import argparse

@@ -72,11 +72,6 @@ def joined(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def speaker() -> str:
-    """What to put before a message that any of several ranks may have: which one it is."""
-    return f"rank {os.environ['RANK']}: " if launched() > 1 else ""
-
-
 def slots(batch_size: int) -> range:
     """The slots of the global batch that are this rank's; InputError where they cannot be dealt out evenly.
 
@@ -95,13 +90,13 @@ def slots(batch_size: int) -> range:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor) -> Tensor:  # noqa: ARG004
         whole = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
         dist.all_gather(list(whole.chunk(world_size())), rows.contiguous())
         return whole
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
         return total.chunk(world_size())[rank()]
@@ -109,7 +104,7 @@ class _Gather(torch.autograd.Function):
 
 class _Mean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor) -> Tensor:  # noqa: ARG004
         total = value.contiguous().clone()
         dist.all_reduce(total)
         return total / world_size()

@@ -142,5 +142,3 @@ def with_mistake(mistake: str, case: Case) -> Found:
         return gradient_of(case)
     finally:
         place.gather = correct
-
-

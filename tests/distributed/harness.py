@@ -29,7 +29,9 @@ def _context() -> ForkServerContext:
     return context
 
 
-def on_ranks(count: int, function: Callable[..., Any], *arguments: Any, limit: float = LIMIT, local: int = 0) -> list[Any]:
+def on_ranks(
+    count: int, function: Callable[..., Any], *arguments: Any, limit: float = LIMIT, local: int = 0
+) -> list[Any]:
     """What `function(*arguments)` returns on each of `count` connected ranks, `local` of them on each machine."""
     folder = Path(tempfile.mkdtemp(prefix="ranks-"))
     processes = [
@@ -56,7 +58,7 @@ def _wait(processes: list[Any], folder: Path, deadline: float) -> None:
         if failed or time.monotonic() > deadline:
             break
         time.sleep(0.01)
-    for rank, process in enumerate(processes):
+    for rank in range(len(processes)):
         error = folder / f"{rank}.error"
         if error.exists():
             raise AssertionError(f"rank {rank} of {len(processes)} failed:\n{error.read_text()}")
@@ -67,7 +69,13 @@ def _wait(processes: list[Any], folder: Path, deadline: float) -> None:
 
 
 def _run(
-    folder: Path, rank: int, count: int, local: int, limit: float, function: Callable[..., Any], arguments: tuple[Any, ...]
+    folder: Path,
+    rank: int,
+    count: int,
+    local: int,
+    limit: float,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
     import torch
     import torch.distributed as dist

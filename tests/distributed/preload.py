@@ -3,7 +3,7 @@
 import torch._dynamo  # torch imports it at the first use of its engines, which takes seconds
 import torch.distributed.checkpoint.state_dict
 import torch.distributed.fsdp
-import torch.nn.parallel
+import torch.nn.parallel  # noqa: F401
 
 import tests.distributed.cases
 import tests.distributed.runs  # noqa: F401

@@ -30,16 +30,17 @@ Row = dict[str, Any]
 assert all((torch._dynamo, cli_text)), "imported before the forks"
 
 
-def run_script(file: str, folder: Path) -> Row:
-    """What the script of a test file prints."""
+def run_script(file: str, folder: Path, *before: str) -> Row:
+    """What the script of a test file prints; `before`: a command that starts it."""
     name = ".".join(Path(file).relative_to(ROOT).with_suffix("").parts)
     answer = subprocess.run(
-        [sys.executable, "-m", name, str(folder)],
+        [*before, sys.executable, "-m", name, str(folder)],
         capture_output=True,
         text=True,
         check=False,
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=280,
     )
     assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-6000:]
     result: Row = json.loads(answer.stdout.splitlines()[-1])
@@ -130,7 +131,7 @@ class Place:
                 patch()
             self.pretrain(name, *changes)
 
-        return fork(work, self.folder / f"{name}.out")
+        return fork(work, self.folder / f"{name.replace('/', '-')}.out")  # not on the disk that fills up
 
     def run(self, name: str) -> Path:
         return self.folder / name

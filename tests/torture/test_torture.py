@@ -33,7 +33,7 @@ def torture(*arguments: object) -> str:
 
 def test_a_few_kills_and_every_damage() -> None:
     shown = torture("--kills", 4, "--sabotages", len(DAMAGES), "--real", 1)
-    assert "(1 in" in shown or "SIGKILLs" in shown
+    assert int(shown.split(" SIGKILLs")[0].rpartition(" ")[2]) >= 4
     assert "5 sabotaged checkpoints" in shown
     for name in ("encoder", "target_encoder", "predictor", "objective", "optimizer"):
         assert f"{name}.safetensors" in shown

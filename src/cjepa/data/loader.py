@@ -29,9 +29,10 @@ PATIENCE = 600.0
 _LOOK_EVERY = 2
 """Seconds after which a waiting process looks whether its workers are alive."""
 _NOTHING = -1
-_LIKELY_CAUSES = {
+_MORE_SHARED_MEMORY = "use data.workers=0, or make it larger (docker run --shm-size=8g)"
+_LIKELY_CAUSES: dict[int, str] = {
     signal.SIGKILL: "most likely the machine ran out of memory: use fewer data.workers",
-    signal.SIGBUS: "most likely /dev/shm is full: use data.workers=0, or make it larger (docker run --shm-size=8g)",
+    signal.SIGBUS: f"most likely /dev/shm is full: {_MORE_SHARED_MEMORY}",
     signal.SIGSEGV: "most likely a fault in an image library: move that image away",
 }
 
@@ -113,7 +114,7 @@ def load(
             item = _next(items, processes, notes, name, patience)
             if item is None:
                 return
-            if isinstance(item, InputError):
+            if isinstance(item, InputError | WorkerError):
                 raise item
             yield item
     finally:
@@ -126,7 +127,7 @@ def load(
 def _next(
     items: Iterator[Any], processes: list[BaseProcess], notes: Notes, name: Callable[[int], str], patience: float
 ) -> Any:
-    """The next item, None at the end."""
+    """The next item, None at the end, or what ended the workers: as a value, since torch's error would keep them."""
     started = monotonic()
     while True:
         try:
@@ -134,11 +135,13 @@ def _next(
         except RuntimeError as error:
             dead = [process for process in processes if not process.is_alive()]
             if dead and "DataLoader worker" in str(error):
-                raise _death(dead[0], notes, name) from error
+                return _death(dead[0], notes, name)
+            if "No space left on device" in str(error):
+                return WorkerError(f"/dev/shm is full: {_MORE_SHARED_MEMORY}")
             if "DataLoader timed out" not in str(error):
                 raise
             if monotonic() - started >= patience:
-                raise _hang(notes, name, patience) from error
+                return _hang(notes, name, patience)
 
 
 def _death(process: BaseProcess, notes: Notes, name: Callable[[int], str]) -> WorkerError:
@@ -156,7 +159,8 @@ def _hang(notes: Notes, name: Callable[[int], str], patience: float) -> WorkerEr
     busy = [f"worker {worker} {notes.describe(worker, name)}" for worker in notes.busy()]
     return WorkerError(
         f"no batch came from the data workers for {patience:g} seconds (data.worker_timeout): "
-        f"{', '.join(busy) or 'none of them is reading an image'}; check the disk or network that the images are on"
+        f"{', '.join(busy) or 'none of them is reading an image'}; check the disk or network that the images are on, "
+        f"or, where none is reading, whether /dev/shm is full: {_MORE_SHARED_MEMORY}"
     )
 
 

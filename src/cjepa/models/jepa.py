@@ -59,7 +59,7 @@ class JEPA(nn.Module):
     def forward(
         self, images: Float[Tensor, "B 3 H W"], masks: Masks, target: Float[Tensor, "B M T D"] | None = None
     ) -> Embeddings:
-        """Context, predicted and target embeddings of a batch, in float32; `target` is not computed where it is given."""
+        """Context, predicted and target embeddings, in float32; `target` is not computed where it is given."""
         context = self.encoder(images, keep=masks.context)
         return Embeddings(
             context=at_least_float32(context),

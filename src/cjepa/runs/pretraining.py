@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Collection, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +56,8 @@ class Outcome:
 def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()) -> Outcome:
     """Train in `folder`, or continue the run that it holds. Raises the errors of cjepa.errors.
 
-    Started by torchrun, every rank calls it; the first one alone reads and writes the folder. allow_change: config keys,
-    or groups of them, that may differ from those that the run began with, and IMAGES.
+    Started by torchrun, every rank calls it; the first one alone reads and writes the folder. allow_change: config
+    keys, or groups of them, that may differ from those that the run began with, and IMAGES.
     """
     device, run = choose_device(config.training.device), RunFolder(folder)
     with joined(device), stopping_at_once("the same command continues"), _held(run):
@@ -215,10 +215,22 @@ def _writers(config: RunConfig, folder: Path, last: int) -> Iterator[list[Metric
         yield writers
 
 
+class _LogFile(logging.FileHandler):
+    """The run's log; a disk that is full must not cost more than the line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
+        """Say nothing: what cannot be written is said by what else is written there."""
+
+    def close(self) -> None:
+        """Close, also where the last lines do not fit any more."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
     """Everything the package logs also goes into the run's train.log, whoever else listens."""
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = _LogFile(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("cjepa")
     level = package.level

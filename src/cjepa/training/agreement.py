@@ -1,6 +1,6 @@
 """What ranks have to agree on before each of them goes on: whether there is a batch, and whether they are still one."""
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain

@@ -137,7 +137,19 @@ class CheckpointStore:
         return None
 
     def remove_leftovers(self) -> None:
-        """Clear what a killed save left behind; call it at the start of a run, before `newest`."""
+        """Clear what a killed save left behind; call it at the start of a run, before `newest`.
+
+        CheckpointSaveError when the folder cannot be changed.
+        """
+        try:
+            self._clear()
+        except OSError as error:
+            raise CheckpointSaveError(
+                f"what a killed save left in {self.folder} cannot be removed: {error}; repair the folder, then run the "
+                "same command again"
+            ) from error
+
+    def _clear(self) -> None:
         if not self.folder.exists():
             return
         for entry in sorted(self.folder.iterdir()):
@@ -166,7 +178,7 @@ class CheckpointStore:
         temporary = self.folder / f"{_TEMPORARY}{_folder_name(step)}-{secrets.token_hex(4)}"
         try:
             self.folder.mkdir(exist_ok=True)  # no parents: a run folder that vanished must not come back empty
-            self.remove_leftovers()
+            self._clear()
             if shutil.disk_usage(self.folder).free < need:
                 raise self._failure(step, "not enough space", need)
             temporary.mkdir()

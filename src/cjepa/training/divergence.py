@@ -23,7 +23,10 @@ class RolledBack(Exception):  # noqa: N818  an instruction to the caller, not a 
 
 @dataclass(frozen=True)
 class Trouble:
-    """A step that changed nothing, with the samples of all ranks. Numbers are text: JSON has no words for those that are not finite."""
+    """A step that changed nothing, with the samples of all ranks.
+
+    Numbers are text: JSON has no words for those that are not finite.
+    """
 
     step: int
     reason: str

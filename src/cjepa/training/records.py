@@ -75,8 +75,14 @@ class Records:
             return f"what is needed to repeat it could not be kept: {error}"
 
     def _try(self, write: Callable[[], None], must: bool = False) -> None:
+        def declared() -> None:
+            try:
+                write()
+            except OSError as error:
+                raise StorageError(f"cannot be written: {error}") from error
+
         try:
-            from_first(write)
+            from_first(declared)
         except StorageError as error:
             if must or self.on_failure == "stop":
                 raise

@@ -52,10 +52,13 @@ class RowLog:
         """Remove the rows after `step` and any line cut by a kill, so that a resumed run repeats none."""
         if not self.path.exists():
             return
-        content = self.path.read_bytes()
-        kept = b"".join(line for line, row in _parse(content) if row is not None and row["step"] <= step)
-        if kept != content:
-            replace(self.path, kept)
+        try:
+            content = self.path.read_bytes()
+            kept = b"".join(line for line, row in _parse(content) if row is not None and row["step"] <= step)
+            if kept != content:
+                replace(self.path, kept)
+        except OSError as error:
+            raise self._failure(error) from error
 
     def _failure(self, error: OSError) -> StorageError:
         return StorageError(

@@ -51,7 +51,7 @@ class Progressed:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
+        return dataclasses.asdict(self)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Progressed":

@@ -16,9 +16,9 @@ from cjepa.models import JEPA
 from cjepa.objectives import Objective
 from cjepa.ranks import from_first, world_size
 from cjepa.training.agreement import in_step, refuse_drift
+from cjepa.training.batch_loss import BatchLoss
 from cjepa.training.checkpoint import Checkpoint
 from cjepa.training.divergence import Trouble, all_finite, diverged, go_back
-from cjepa.training.batch_loss import BatchLoss
 from cjepa.training.health import Record, Verdict, judge
 from cjepa.training.interruption import Interrupted, Interruption
 from cjepa.training.optimizer import OptimizerConfig, build_optimizer, moments_like, set_rates
@@ -167,10 +167,10 @@ class Trainer:
                     watchdog.alive()
             except Interrupted as stop:
                 self._save(records, last=True)
-                raise self._stopped(str(stop)) from None
-            except WorkerError:
+                raise StoppedEarly(f"stopped by {stop} {self._where()}; the same command continues the run") from None
+            except WorkerError as error:
                 self._save(records, last=True)
-                raise
+                raise WorkerError(f"{error}. Stopped {self._where()}; the same command continues the run") from error
         return verdict
 
     def take_step(self, batch: Batch) -> Taken:
@@ -273,10 +273,9 @@ class Trainer:
                     batch = next(remaining)
                 yield batch
 
-    def _stopped(self, by: str) -> StoppedEarly:
-        done = f"after step {self.progress.step} of {self.total_steps}"
-        saved = f"{done} and saved" if self.progress.untrained else "before anything was done"
-        return StoppedEarly(f"stopped by {by} {saved}; the same command continues the run")
+    def _where(self) -> str:
+        done = f"after step {self.progress.step} of {self.total_steps} and saved"
+        return done if self.progress.untrained else "before anything was done"
 
     def _record(self, taken: Taken, batch: Batch, records: Records) -> None:
         step = self.progress.step

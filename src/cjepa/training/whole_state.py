@@ -74,4 +74,6 @@ def restore_whole_moments(
         name, _, kind = key.rpartition("|")
         state["state"].setdefault(name, {})[kind] = value
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_optimizer_state_dict(learned, optimizer, state if is_first() else {"state": {}, "param_groups": []}, options=options)
+    set_optimizer_state_dict(
+        learned, optimizer, state if is_first() else {"state": {}, "param_groups": []}, options=options
+    )
