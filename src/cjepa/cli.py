@@ -135,6 +135,29 @@ def pretrain(
     typer.echo(f"pictures: {folder / PICTURES}")
 
 
+@app.command(short_help="What a run needs and how long it takes, before it starts.")
+def plan(
+    origin: Origin,
+    changes: Changes = None,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, or one that is not here: cuda:A100, cuda:H100 ...")
+    ] = "auto",
+    world_size: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Images of an epoch, for its time.", show_default=False)
+    ] = None,
+) -> None:
+    """Parameters, operations, memory, micro-batch and time of a run: cjepa plan imagenet-vit-b --device cuda:A100.
+
+    On a device of this machine a few steps are timed; for one that is not here everything is computed.
+    """
+    from cjepa.cli_text import plan_text
+    from cjepa.config.presets import resolve
+    from cjepa.runs import plan as make_plan
+
+    typer.echo(plan_text(make_plan(resolve(origin, changes or []), device, world_size, images)))
+
+
 @app.command(cls=_EvaluateCommand, short_help="Evaluate the frozen encoder of a run.")
 def evaluate(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The evaluation: knn or linear.")],

@@ -4,6 +4,7 @@ from cjepa.runs.demo import Demo, run_demo
 from cjepa.runs.doctor import Diagnosis, diagnose, environment
 from cjepa.runs.evaluating import Evaluation, Result, evaluate_run
 from cjepa.runs.pictures import PICTURES, draw_pictures
+from cjepa.runs.planning import Plan, plan
 from cjepa.runs.pretraining import Outcome, pretrain
 from cjepa.runs.replaying import Replayed, replay
 from cjepa.runs.sharding import Sharded, index_shards, shard_images
@@ -14,6 +15,7 @@ __all__ = [
     "Diagnosis",
     "Evaluation",
     "Outcome",
+    "Plan",
     "Replayed",
     "Result",
     "Sharded",
@@ -22,6 +24,7 @@ __all__ = [
     "environment",
     "evaluate_run",
     "index_shards",
+    "plan",
     "pretrain",
     "replay",
     "run_demo",
