@@ -155,8 +155,8 @@ def plan_text(plan: Plan) -> str:
         f"parameters      {needs.learned:,} learn; the target encoder has {needs.average:,}",
         f"operations      {needs.operations / 1e9:.1f} GFLOP for each image of a step (formula)",
         f"batch           {plan.batch_size} images, {share} on each device, {plan.micro_batch} at a time",
-        f"memory          {plan.memory / gib:.1f} GiB at the peak of {plan.available / gib:.0f}; {plan.process / gib:.1f} "
-        "of them are the process itself (formula, docs/scale.md)",
+        f"memory          {plan.memory / gib:.1f} GiB at the peak of {plan.available / gib:.0f} (formula); the process "
+        f"itself is {plan.process / gib:.1f} of them",
     ]
     if plan.memory > plan.available:
         lines.append("                it does not fit: training.checkpoint_activations=true, fsdp or a smaller model")

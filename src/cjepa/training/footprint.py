@@ -2,8 +2,9 @@
 
 n tokens of width d through a block with hidden ratio r cost 2 n d^2 (4 + 2 r) + 4 n^2 d operations forward (a product
 of two numbers and its sum are two), twice that backward. For the backward pass such a block keeps n d (8 + 2 r)
-numbers: its two normalisations' inputs and outputs (4), query, key and value (3), the attention's output (1), and the hidden
-layer before and after its activation (2 r). benchmarks/footprint.py compares both with what is counted and measured.
+numbers: its two normalisations' inputs and outputs (4), query, key and value (3), the attention's output (1), and the
+hidden layer before and after its activation (2 r). tests/training/test_footprint.py and benchmarks/footprint.py compare
+this with what is counted and measured.
 """
 
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Footprint:
 
     learned: int
     average: int
-    operations: float
+    operations: int
     activations: float
     embeddings: float
     largest_block: int
@@ -112,7 +113,7 @@ def footprint(
         average=vision,
         operations=3 * (seen + guessed + projected) + whole,
         activations=FLOAT * share * (kept + once + work) + 2 * embeddings + pixels + of_projector,
-        embeddings=FLOAT * width * (2 * lengths.context + 3 * lengths.blocks * lengths.target),
+        embeddings=1.0 * FLOAT * width * (2 * lengths.context + 3 * lengths.blocks * lengths.target),
         largest_block=max(blocks // encoder.depth, _block_parameters(inner, predictor.mlp_ratio)),
     )
 
@@ -122,7 +123,7 @@ def _block_parameters(width: int, ratio: float) -> int:
     return 4 * width * width + 4 * width + 2 * width * hidden + hidden + width + 4 * width
 
 
-def _block_operations(tokens: int, width: int, ratio: float, rows: int | None = None) -> float:
+def _block_operations(tokens: int, width: int, ratio: float, rows: int | None = None) -> int:
     """Of a forward pass in which only the last `rows` tokens are computed to the end."""
     rows = tokens if rows is None else rows
     hidden = int(width * ratio)
@@ -131,7 +132,7 @@ def _block_operations(tokens: int, width: int, ratio: float, rows: int | None = 
 
 def _block_numbers(tokens: int, width: int, ratio: float, recompute: bool) -> float:
     """That stay for the backward pass: all of them, or the input alone."""
-    return tokens * width * (1 if recompute else 8 + 2 * ratio)
+    return tokens * width * (1.0 if recompute else 8.0 + 2.0 * ratio)
 
 
 def _projector_layers(projector: ProjectorConfig | None, inputs: int) -> list[tuple[int, int]]:
