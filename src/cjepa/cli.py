@@ -183,6 +183,49 @@ def demo(
     typer.echo(demo_text(shown))
 
 
+@app.command(short_help="Pack images into tar shards, or index shards.")
+def shard(
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="A folder of images, or what else data= takes.")],
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Where to write.", show_default=False)] = None,
+    changes: Changes = None,
+    size: Annotated[
+        int | None, typer.Option(min=16, help="Reduce the shorter side to this many pixels.", show_default=False)
+    ] = None,
+    image_format: Annotated[
+        str, typer.Option("--format", help="Of reduced images: jpeg (quality 95) or png (lossless, larger).")
+    ] = "jpeg",
+    images_per_shard: Annotated[
+        int | None, typer.Option(min=1, help="Images in a shard.", show_default="about 256 MB of them")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Images that are reduced at a time.")] = 1,
+    index_only: Annotated[
+        bool, typer.Option("--index-only", help="IMAGES holds tar shards: write an index into OUT, or beside them.")
+    ] = False,
+) -> None:
+    """Pack images into tar shards (WebDataset layout) that pretrain reads by offset: cjepa shard DIR OUT --size 256.
+
+    Then: cjepa pretrain PRESET data=OUT. Order, number and names stay those of the images; a folder with train and
+    test is packed as OUT/train and OUT/test. Another source: cjepa shard FOLDER OUT data.source.name=parquet. When
+    interrupted, the same command goes on behind the last whole shard. Shards made by others: cjepa shard --index-only
+    SHARDS [OUT].
+    """
+    from cjepa.cli_text import sharded_text
+    from cjepa.runs import index_shards, shard_images
+    from cjepa.runs.shard_writing import Format, Packing
+    from cjepa.runs.sharding import data_of
+
+    if index_only:
+        shards, index = Path(images), out or Path(images)
+        beside = f"data={shards}"
+        apart = f"data.source.name=shards data.source.path={shards} data.source.index={index}"
+        typer.echo(sharded_text(index_shards(shards, index), beside if index == shards else apart))
+        return
+    if out is None:
+        raise InputError("name the folder to write the shards into: cjepa shard IMAGES OUT")
+    packing = Packing(size, _one_of("--format", image_format, get_args(Format)), images_per_shard)
+    typer.echo(sharded_text(shard_images(data_of(images, changes or []), out, packing, workers), f"data={out}"))
+
+
 @app.command(short_help="Check this machine, or the checkpoints of a run.")
 def doctor(run: RunToCheck = None) -> None:
     """What this machine offers; with RUN, whether its checkpoints are intact and which is used next."""

@@ -14,8 +14,10 @@ from cjepa.errors import InputError
 _log = logging.getLogger(__name__)
 
 DATA = "data.json"
+PLACES = ("data.source.path:", "data.source.test:", "data.source.root:", "data.source.index:")
 FREE_KEYS = (
-    *("data.workers:", "data.worker_timeout:", "data.source.path:", "training.device:", "training.threads:"),
+    *PLACES,
+    *("data.workers:", "data.worker_timeout:", "training.device:", "training.threads:"),
     *("training.on_failed_write:", "training.hang_after:", "training.recheck_every:", "logging."),
 )
 """Keys that may change when a run continues: they name the machine, not the run."""
