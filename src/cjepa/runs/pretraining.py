@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cjepa.build import CONFIG, build_stream, build_trainer, choose_device, read_config
+from cjepa.build import CONFIG, build_stream, build_trainer, choose_device, read_config, start_weights
 from cjepa.config import RunConfig, differences, dump_yaml
 from cjepa.data import Splits, TrainingStream, iterate, open_source
 from cjepa.errors import InputError
@@ -26,7 +26,7 @@ from cjepa.types import Batch
 
 _log = logging.getLogger(__name__)
 
-DATA, LOG, UNREADABLE = "data.json", "train.log", "unreadable.jsonl"
+DATA, LOG, UNREADABLE, START = "data.json", "train.log", "unreadable.jsonl", "start.json"
 FREE_KEYS = ("data.workers:", "data.source.path:", "training.device:", "training.threads:", "logging.")
 """Keys that may change when a run continues: they name the machine, not the run."""
 
@@ -62,7 +62,9 @@ def pretrain(config: RunConfig, folder: Path) -> Outcome:
         store.remove_leftovers()
         checkpoint = store.newest()
         _announce(config, splits, trainer, folder)
-        if checkpoint is not None:
+        if checkpoint is None:
+            _start(run, config, trainer)
+        else:
             _log.info("continuing after step %d of %d", checkpoint.step, trainer.total_steps)
             trainer.restore(checkpoint)
         _describe(run, config, splits, trainer.total_steps)
@@ -76,6 +78,18 @@ def pretrain(config: RunConfig, folder: Path) -> Outcome:
         return Outcome(
             folder, verdict, monitor.quality, done.untrained, done.latest, done.best_step, trainer.total_steps
         )
+
+
+def _start(run: RunFolder, config: RunConfig, trainer: Trainer) -> None:
+    """Put the weights that `model.start` names into the untrained model, and their hash into the run folder."""
+    weights = start_weights(config)
+    if weights is None:
+        return
+    trainer.model.start_from(weights.context, weights.target)
+    digest = weights.digest()
+    origin = {"path": str(config.model.start), "format": weights.format, "sha256": digest}
+    run.write(START, json.dumps(origin, indent=2) + "\n")
+    _log.info("start: encoder and target encoder from %s (%s, sha256 %s)", config.model.start, weights.format, digest)
 
 
 def _batches(stream: TrainingStream, trainer: Trainer, config: RunConfig) -> Callable[[int], Iterator[Batch]]:
