@@ -16,7 +16,7 @@ LAYERS = (
     {"runs"},
     {"build"},
     {"config"},
-    {"training", "evaluation", "visualization", "export"},
+    {"training", "evaluation", "visualization", "export", "embedding"},
     {"models", "objectives", "masking", "data"},
     {"types", "errors", "randomness"},
 )

@@ -48,6 +48,15 @@ class _PretrainCommand(TyperCommand):
         return f"{super().get_help(ctx)}\n\n{config_help()}"
 
 
+class _ExportCommand(TyperCommand):
+    """Its help documents the formats and their keys."""
+
+    def get_help(self, ctx: Any) -> str:
+        from cjepa.cli_text import export_help
+
+        return f"{super().get_help(ctx)}\n\n{export_help()}"
+
+
 class _EvaluateCommand(TyperCommand):
     """Its help documents the keys of every evaluation."""
 
@@ -73,6 +82,9 @@ Origin = Annotated[
 ]
 Changes = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to single keys.", show_default=False)
+]
+Weights = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, or weights: an export, an I-JEPA checkpoint, ...")
 ]
 RunToCheck = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run folder to check.", show_default=False)]
 
@@ -157,6 +169,86 @@ def evaluate(
     typer.echo(results_text(results, run))
 
 
+@app.command(cls=_ExportCommand, short_help="Write an encoder in the format of another library.")
+def export(
+    run: Weights,
+    out: Annotated[Path, typer.Option(help="The folder to write, new or empty.")],
+    changes: Changes = None,
+    name: Annotated[
+        str, typer.Option("--format", help="safetensors, transformers, timm, onnx or torch-export.")
+    ] = "safetensors",
+    encoder: Annotated[str, typer.Option(help="Which encoder: target or context.")] = "target",
+    checkpoint: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
+    licence: Annotated[
+        str, typer.Option(help="Identifier of the weights' licence, for the model card.", show_default=False)
+    ] = "",
+) -> None:
+    """Write the encoder of RUN with a model card: cjepa export RUN --format timm --out DIR.
+
+    What was written is opened again by the library it is for, and has to give the same numbers; the largest difference
+    is printed. When it is off, nothing is left and the exit code is 2.
+    """
+    from cjepa.build import When, Which
+    from cjepa.cli_text import export_text
+    from cjepa.export import ExportConfig
+    from cjepa.runs import export_run
+
+    written = export_run(
+        run,
+        _variant("format", ExportConfig, name, changes or []),
+        out,
+        which=_one_of("--encoder", encoder, get_args(Which)),
+        checkpoint=_one_of("--checkpoint", checkpoint, get_args(When)),
+        licence=licence,
+    )
+    typer.echo(export_text(written))
+
+
+@app.command(short_help="Embed all images of a folder, list or shards.")
+def embed(
+    run: Weights,
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder, list or shards of images.")],
+    out: Annotated[Path, typer.Option(help="The file to write: .npy, .parquet or .safetensors.")],
+    features: Annotated[str, typer.Option(help="pooled, patches or both.")] = "pooled",
+    image_size: Annotated[
+        str, typer.Option(help="Side, or HEIGHTxWIDTH, in pixels.", show_default="that of the training")
+    ] = "",
+    encoder: Annotated[str, typer.Option(help="Which encoder: target or context.")] = "target",
+    checkpoint: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16; embeddings are float32.")] = "float32",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images, 0 for the main one.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+) -> None:
+    """Embed all images with the encoder of RUN: cjepa embed RUN IMAGES --out embeddings.npy.
+
+    Row i is image i, in the order of the names that are written too. An image that cannot be read has an empty row
+    (NaN, in .parquet null) and a line in a .unreadable.jsonl. When interrupted, the same command continues.
+    """
+    from cjepa.build import When, Which
+    from cjepa.cli_text import embedded_text
+    from cjepa.embedding import Features
+    from cjepa.runs import EmbeddingJob, embed_images
+
+    job = EmbeddingJob(
+        _one_of("--features", features, get_args(Features)),
+        _size(image_size),
+        batch_size,
+        _one_of("--precision", precision, ("float32", "bfloat16")),
+    )
+    embedded = embed_images(
+        run,
+        images,
+        out,
+        job,
+        which=_one_of("--encoder", encoder, get_args(Which)),
+        checkpoint=_one_of("--checkpoint", checkpoint, get_args(When)),
+        device=device,
+        workers=workers,
+    )
+    typer.echo(embedded_text(embedded))
+
+
 @app.command(short_help="Train on images that are already here, in minutes.")
 def demo(
     changes: Changes = None,
@@ -220,13 +312,29 @@ def schema() -> None:
 
 
 def _evaluation(name: str, changes: Sequence[str]) -> "Evaluation":
-    from cjepa.config import apply_overrides, nearest_first, parse, parts_of, variant_name
     from cjepa.evaluation import EvaluationConfig
 
-    parts = {variant_name(part) or "": part for part in parts_of(EvaluationConfig)}
+    return cast("Evaluation", _variant("evaluation", EvaluationConfig, name, changes))
+
+
+def _variant(kind: str, union: Any, name: str, changes: Sequence[str]) -> Any:
+    """The config of a named variant after the changes."""
+    from cjepa.config import apply_overrides, nearest_first, parse, parts_of, variant_name
+
+    parts = {variant_name(part) or "": part for part in parts_of(union)}
     if name not in parts:
-        raise InputError(f"there is no evaluation {name}; it is one of {', '.join(nearest_first(name, parts))}")
-    return cast("Evaluation", parse(parts[name], apply_overrides(parts[name], {}, changes)))
+        raise InputError(f"there is no {kind} {name}; it is one of {', '.join(nearest_first(name, parts))}")
+    return parse(parts[name], apply_overrides(parts[name], {}, changes))
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    """Height and width of "224" or "224x336"; None for the encoder's own."""
+    if not text:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and 0 < len(side) < 6 and int(side) > 0 for side in sides):
+        raise InputError(f"--image-size {text}: write a side in pixels, or HEIGHTxWIDTH, such as 224x336")
+    return int(sides[0]), int(sides[-1])
 
 
 def _one_of(option: str, given: str, choices: tuple[Any, ...]) -> Any:

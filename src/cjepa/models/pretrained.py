@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cjepa.models.vit import VisionTransformer
 from cjepa.models.weights import Preparation, Weights
-from cjepa.models.weights.contents import Channels
+from cjepa.models.weights.contents import Channels, digest_of
 
 
 class PretrainedEncoder(nn.Module):
@@ -58,6 +58,10 @@ class PretrainedEncoder(nn.Module):
     def patch_size(self) -> int:
         """Side of a patch in pixels; it must divide the sides of the images."""
         return self.encoder.patch_size
+
+    def digest(self) -> str:
+        """A sha256 of the weights."""
+        return digest_of(self.encoder.state_dict())
 
     def forward(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
         """Patch embeddings, row by row. uint8 images are normalised here; floats must be normalised already."""

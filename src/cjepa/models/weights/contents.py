@@ -42,11 +42,17 @@ class Weights:
 
     def digest(self) -> str:
         """A sha256 of both encoders' weights, the same in whatever file they come."""
-        digest = hashlib.sha256()
-        for weights in (self.target, self.context):
-            for name, value in sorted(weights.items()):
-                digest.update(name.encode() + b"\0" + value.contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return digest_of(self.target, self.context)
+
+
+def digest_of(*parts: Mapping[str, Tensor]) -> str:
+    """A sha256 of the names and values of weights."""
+    digest = hashlib.sha256()
+    for weights in parts:
+        for name, value in sorted(weights.items()):
+            digest.update(name.encode() + b"\0")
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def recognise(

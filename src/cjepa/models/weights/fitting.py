@@ -66,7 +66,7 @@ def _ratio(hidden: int, width: int) -> float:
 
 
 def fit(weights: Mapping[str, Tensor], config: EncoderConfig, origin: str) -> dict[str, Tensor]:
-    """The weights in float32 and in the order of our encoder. InputError lists every name and every shape that does not fit.
+    """The weights in float32, in our order. InputError lists every name and every shape that does not fit.
 
     Nothing is built before the names agree, so a file cannot ask for an encoder larger than itself.
     """

@@ -1,4 +1,4 @@
-"""Folders of transformers' IJepaModel: config.json, model.safetensors and, where there is one, preprocessor_config.json.
+"""Folders of transformers' IJepaModel: config.json, model.safetensors, and preprocessor_config.json if there is one.
 
 Read without transformers itself: the folder's weights are plain safetensors.
 """
