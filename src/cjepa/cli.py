@@ -139,7 +139,7 @@ def pretrain(
 @app.command(cls=_EvaluateCommand, short_help="Evaluate the frozen encoder of a run.")
 def evaluate(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The evaluation: knn or linear.")],
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    run: Weights,
     changes: Changes = None,
     encoder: Annotated[str, typer.Option(help="Which encoder: target or context.")] = "target",
     checkpoint: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",

@@ -1,6 +1,7 @@
 """.parquet: a table with a row for each image: `path` and a column of fixed-size lists for each kind of embedding."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,17 +31,17 @@ def write_parquet(store: RowStore, path: Path, folder: Path) -> dict[Path, Path]
     return {path: written}
 
 
-def _type(shape: tuple[int, ...], pa: object) -> object:
+def _type(shape: tuple[int, ...], pa: Any) -> Any:
     """Nested fixed-size lists: [D], or [N][D] for patches."""
-    kind = pa.float32()  # type: ignore[attr-defined]
+    kind = pa.float32()
     for length in reversed(shape):
-        kind = pa.list_(kind, length)  # type: ignore[attr-defined]
+        kind = pa.list_(kind, length)
     return kind
 
 
-def _lists(values: npt.NDArray[np.float32], absent: npt.NDArray[np.bool_], pa: object) -> object:
-    array = pa.array(values.reshape(-1))  # type: ignore[attr-defined]
+def _lists(values: npt.NDArray[np.float32], absent: npt.NDArray[np.bool_], pa: Any) -> Any:
+    array = pa.array(values.reshape(-1))
     for axis in range(values.ndim - 1, 0, -1):
-        mask = pa.array(absent) if axis == 1 else None  # type: ignore[attr-defined]
-        array = pa.FixedSizeListArray.from_arrays(array, values.shape[axis], mask=mask)  # type: ignore[attr-defined]
+        mask = pa.array(absent) if axis == 1 else None
+        array = pa.FixedSizeListArray.from_arrays(array, values.shape[axis], mask=mask)
     return array

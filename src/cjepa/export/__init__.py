@@ -69,7 +69,8 @@ def export_encoder(
         unfinished.mkdir(parents=True)
         usage = usage_of(config, encoder, folder)
         if card is not None:
-            (unfinished / CARD).write_text(card(usage), encoding="utf-8")
+            shown = usage_of(config, encoder, Path(target.name))  # whose folders these are is nobody else's business
+            (unfinished / CARD).write_text(card(shown), encoding="utf-8")
         with torch.inference_mode(False), torch.no_grad():
             differences = _write_and_check(config, encoder, unfinished)
         require(differences)
@@ -77,6 +78,8 @@ def export_encoder(
             target.rmdir()
         unfinished.rename(target)
     except ImportError as error:
+        if config.name not in EXTRAS:
+            raise
         raise InputError(
             f"export to {config.name} needs {error.name or error}, which is not installed; to have it: "
             f'pip install "cjepa[{EXTRAS[config.name]}]"'
@@ -88,8 +91,8 @@ def export_encoder(
     return Export(target, sorted(path.name for path in target.iterdir()), differences, usage)
 
 
-EXTRAS = {"safetensors": "test", "transformers": "transformers", "timm": "timm", "onnx": "onnx", "torch-export": "test"}
-"""The extra that brings what a format needs."""
+EXTRAS = {"transformers": "transformers", "timm": "timm", "onnx": "onnx"}
+"""The extra that brings what a format needs; the others need none."""
 
 
 def _write_and_check(config: AnyExport, encoder: PretrainedEncoder, folder: Path) -> list[Difference]:

@@ -1,5 +1,7 @@
 """The encoder as one graph for any batch, height and width: positions are computed inside, by tensor operations."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -48,7 +50,8 @@ class TraceableEncoder(nn.Module):
     def _waves(self, count: int | torch.SymInt) -> Float[Tensor, "n half"]:
         steps = torch.arange(count, dtype=torch.float64, device=self.frequencies.device)
         angles = steps[:, None] * self.frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
+        # The cosine as a sine: some versions of onnxruntime (1.22) have no cosine in double precision.
+        return torch.cat([angles.sin(), (angles + math.pi / 2).sin()], dim=1)
 
 
 def trace(encoder: PretrainedEncoder) -> ExportedProgram:

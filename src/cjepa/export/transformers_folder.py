@@ -22,7 +22,7 @@ from cjepa.types import Part
 
 PIXEL_TOLERANCE = 1.0
 """Largest tolerated difference of any prepared pixel, in levels of 255, where both ways lead to whole pixels."""
-SHIFT_TOLERANCE = 0.5
+SHIFT_TOLERANCE = 1.0
 """Elsewhere transformers rounds sizes and offsets, which moves the crop by less than a pixel. What is tolerated is the
 mean distance, in levels of 255, of its pixels from the range of ours and their eight neighbours."""
 _BILINEAR = 2  # of Pillow and transformers
@@ -127,7 +127,7 @@ def _pixels(encoder: PretrainedEncoder, folder: Path) -> list[Difference]:
     for width, height in ((2 * side, 2 * side), (3 * side, 2 * side), (side + side // 3, 2 * side + 1)):
         image = photograph(width, height)
         ours = torch.from_numpy(centre_crop(image, encoder.image_size, encoder.evaluation_crop)).float()
-        theirs = (prepare(images=image, return_tensors="pt")["pixel_values"][0] * std + mean) * 255
+        theirs = ((prepare(images=image, return_tensors="pt")["pixel_values"][0] * std + mean) * 255).round()
         what = f"pixels of a {width} x {height} image"
         if width == height == 2 * side and shortest_edge(encoder) == side / encoder.evaluation_crop:
             differences.append(Difference(what, float((theirs - ours).abs().max()), PIXEL_TOLERANCE, _LEVELS))

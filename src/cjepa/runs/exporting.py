@@ -11,7 +11,7 @@ from cjepa.config import RunConfig, dump_yaml
 from cjepa.export import AnyExport, Export, export_encoder
 from cjepa.export.card import Card, Table, render_card
 from cjepa.models.weights import holds_weights
-from cjepa.runs.evaluating import EVALUATIONS, UNTRAINED
+from cjepa.runs.evaluating import UNTRAINED, results_path
 from cjepa.runs.pretraining import DATA, START
 from cjepa.training.health import Record, judge
 from cjepa.training.metrics import read_metrics
@@ -48,7 +48,7 @@ def card_of(path: Path, which: Which = "target", checkpoint: When = "last", lice
             title=path.name,
             summary=f"Weights read from {path.name}; how they were trained is not recorded there.",
             data=["Not recorded."],
-            results=_results(path / EVALUATIONS, None),
+            results=_results(results_path(path), None),
             health="Not recorded.",
             reproduce=["The training is not recorded; only these weights can be repeated, by exporting them again."],
             licence=licence,
@@ -62,7 +62,7 @@ def card_of(path: Path, which: Which = "target", checkpoint: When = "last", lice
             f"objective {run_config.objective.name}."
         ),
         data=_data_lines(path, run_config),
-        results=[*_monitored(path), *_results(path / EVALUATIONS, step)],
+        results=[*_monitored(path, step), *_results(results_path(path), step)],
         health=_health(path),
         reproduce=_reproduce(path),
         recipe=dump_yaml(_without_folders(run_config)).strip(),
@@ -92,13 +92,13 @@ def _data_lines(run: Path, config: RunConfig) -> list[str]:
     ]
 
 
-def _monitored(run: Path) -> list[Table]:
-    """First and last values measured while training: the untrained encoder is the row to beat."""
-    rows = _evaluated(run)
+def _monitored(run: Path, step: int) -> list[Table]:
+    """What was measured while training, at its start and at the step of the checkpoint."""
+    rows = [row for row in _evaluated(run) if row["step"] <= step]
     if not rows:
         return []
     names = [name for name in rows[-1] if name not in ("step", "split")]
-    shown = [("untrained, step 0", rows[0]), (f"target, step {rows[-1]['step']}", rows[-1])]
+    shown = [("before training, step 0", rows[0]), (f"target encoder, step {rows[-1]['step']}", rows[-1])]
     return [
         Table(
             "Measured while training",

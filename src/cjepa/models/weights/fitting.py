@@ -16,7 +16,6 @@ from cjepa.models.vit import CHANNELS, SIZES, EncoderConfig, VisionTransformer
 POSITION_TOLERANCE = 1e-5
 """Largest difference of stored positions from computed ones that counts as rounding, in float32."""
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
-_SHOWN = 12  # names in a message
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,9 @@ def fit(weights: Mapping[str, Tensor], config: EncoderConfig, origin: str) -> di
         if name in weights and tuple(weights[name].shape) != shape
     ]
     if problems:
-        rest = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise InputError(
             f"{origin} does not fit an encoder of width {config.width}, {config.depth} blocks and patches of "
-            f"{config.patch_size} pixels; nothing was loaded:\n  " + "\n  ".join(problems[:_SHOWN]) + rest
+            f"{config.patch_size} pixels; nothing was loaded:\n  " + "\n  ".join(problems)
         )
     return {name: weights[name].float() for name in expected}
 

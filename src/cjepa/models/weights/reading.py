@@ -1,6 +1,7 @@
 """Tensors and JSON from files that nobody vouches for: nothing in them is run, and nothing grows beyond its file."""
 
 import json
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,7 +56,9 @@ def read_torch(path: Path) -> dict[str, Any]:
     """
     _refuse_bad_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():  # about what is refused below anyway
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # damaged pickles raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
