@@ -79,7 +79,7 @@ def test_bad_input_ends_with_2(run: Path, tmp_path: Path) -> None:
         ([run, "--format", "tim", "--out", tmp_path / "x"], "there is no format tim; it is one of timm"),
         ([tmp_path, "--out", tmp_path / "x"], "is not a run folder"),
         ([run, "--out", run], "exists already"),
-        ([run, "--out", tmp_path / "x", "opset=3"], "there is no key opset"),
+        ([run, "--out", tmp_path / "x", "opset=3"], "unknown key opset"),
     ):
         result = cjepa("export", *arguments)
         assert result.exit_code == 2, result.output
