@@ -63,7 +63,9 @@ def test_heavy_dependencies_are_extras(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[1]) as archive:
         [name] = (name for name in archive.namelist() if name.endswith("/METADATA"))
         lines = archive.read(name).decode().split("\n")
-    always = {line.split(": ")[1].split(">")[0] for line in lines if line.startswith("Requires-Dist: ") and ";" not in line}
+    always = {
+        line.split(": ")[1].split(">")[0] for line in lines if line.startswith("Requires-Dist: ") and ";" not in line
+    }
     heavy = {"transformers", "timm", "onnx", "onnxruntime", "onnxscript", "pyarrow", "huggingface-hub", "scikit-image"}
     assert always.isdisjoint(heavy)
     assert {"torch", "safetensors", "jinja2"} <= always
