@@ -88,7 +88,8 @@ def check_timm(encoder: PretrainedEncoder, folder: Path) -> list[Difference]:
     import timm
 
     name, arguments = architecture(encoder)
-    model = timm.create_model(name, pretrained=False, checkpoint_path=str(folder / TENSORS), **arguments).eval()
+    path = str(folder / TENSORS)
+    model: Any = timm.create_model(name, pretrained=False, checkpoint_path=path, **arguments).eval()
     images = probe(encoder, encoder.image_size)
     expected = encoder(images)
     return [
