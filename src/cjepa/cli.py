@@ -4,10 +4,7 @@ Exit codes are those of cjepa.errors: 0 done, 2 bad input or configuration, 3 di
 valid, 75 stopped early and resumable. torch is imported inside the commands, so that `cjepa --help` answers at once.
 """
 
-import logging
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -15,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cjepa import __version__
+from cjepa.cli_terminal import messages_on_terminal, print_table
 from cjepa.errors import CjepaError, InputError, NoValidCheckpointError, StoppedEarly
 
 if TYPE_CHECKING:
@@ -26,7 +24,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _messages_on_terminal():
+            with messages_on_terminal():
                 return super().invoke(ctx)
         except StoppedEarly as stopped:
             typer.echo(str(stopped), err=True)
@@ -130,7 +128,7 @@ def pretrain(
 
     folder = out or Path("runs") / Path(origin).stem
     outcome = run(resolve(origin, changes or []), folder)
-    _print(outcome_table(outcome))
+    print_table(outcome_table(outcome))
     typer.echo(outcome_text(outcome))
     draw_pictures({"trained": folder}, folder / PICTURES)
     typer.echo(f"pictures: {folder / PICTURES}")
@@ -165,7 +163,7 @@ def evaluate(
         images=images,
         device=device,
     )
-    _print(results_table(results))
+    print_table(results_table(results))
     typer.echo(results_text(results, run))
 
 
@@ -263,8 +261,51 @@ def demo(
     from cjepa.runs import run_demo
 
     shown = run_demo(out, changes or [])
-    _print(demo_table(shown))
+    print_table(demo_table(shown))
     typer.echo(demo_text(shown))
+
+
+@app.command(short_help="Pack images into tar shards, or index shards.")
+def shard(
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="A folder of images, or what else data= takes.")],
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Where to write.", show_default=False)] = None,
+    changes: Changes = None,
+    size: Annotated[
+        int | None, typer.Option(min=16, help="Reduce the shorter side to this many pixels.", show_default=False)
+    ] = None,
+    image_format: Annotated[
+        str, typer.Option("--format", help="Of reduced images: jpeg (quality 95) or png (lossless, larger).")
+    ] = "jpeg",
+    images_per_shard: Annotated[
+        int | None, typer.Option(min=1, help="Images in a shard.", show_default="about 256 MB of them")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Images that are reduced at a time.")] = 1,
+    index_only: Annotated[
+        bool, typer.Option("--index-only", help="IMAGES holds tar shards: write an index into OUT, or beside them.")
+    ] = False,
+) -> None:
+    """Pack images into tar shards (WebDataset layout) that pretrain reads by offset: cjepa shard DIR OUT --size 256.
+
+    Then: cjepa pretrain PRESET data=OUT. Order, number and names stay those of the images; a folder with train and
+    test is packed as OUT/train and OUT/test. Another source: cjepa shard FOLDER OUT data.source.name=parquet. When
+    interrupted, the same command goes on behind the last whole shard. Shards made by others: cjepa shard --index-only
+    SHARDS [OUT].
+    """
+    from cjepa.cli_text import sharded_text
+    from cjepa.runs import index_shards, shard_images
+    from cjepa.runs.shard_writing import Format, Packing
+    from cjepa.runs.sharding import data_of
+
+    if index_only:
+        shards, index = Path(images), out or Path(images)
+        beside = f"data={shards}"
+        apart = f"data.source.name=shards data.source.path={shards} data.source.index={index}"
+        typer.echo(sharded_text(index_shards(shards, index), beside if index == shards else apart))
+        return
+    if out is None:
+        raise InputError("name the folder to write the shards into: cjepa shard IMAGES OUT")
+    packing = Packing(size, _one_of("--format", image_format, get_args(Format)), images_per_shard)
+    typer.echo(sharded_text(shard_images(data_of(images, changes or []), out, packing, workers), f"data={out}"))
 
 
 @app.command(short_help="Check this machine, or the checkpoints of a run.")
@@ -341,36 +382,3 @@ def _one_of(option: str, given: str, choices: tuple[Any, ...]) -> Any:
     if given not in choices:
         raise InputError(f"{option} {given}: it is one of {', '.join(choices)}")
     return given
-
-
-def _print(table: object) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.width = min(console.width, 80)
-    console.print(table)
-
-
-class _Terminal(logging.Handler):
-    """Messages on standard error, looked up for each one: the live line redirects it while it is open."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        warning = "warning: " if record.levelno >= logging.WARNING else ""
-        print(f"{warning}{record.getMessage()}", file=sys.stderr, flush=True)
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """The choice of a regularisation and the like belong into a log, not before a user."""
-        return record.levelno > logging.INFO or not record.name.startswith("cjepa.evaluation")
-
-
-@contextmanager
-def _messages_on_terminal() -> Iterator[None]:
-    handler, package = _Terminal(), logging.getLogger("cjepa")
-    level = package.level
-    package.addHandler(handler)
-    package.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        package.setLevel(level)
-        package.removeHandler(handler)

@@ -14,7 +14,7 @@ from cjepa.config.help import REQUIRED, KeyHelp
 from cjepa.config.presets import preset_names, preset_summary
 from cjepa.evaluation import EvaluationConfig
 from cjepa.export import Export, ExportConfig
-from cjepa.runs import Demo, Diagnosis, Embedded, Outcome, Result
+from cjepa.runs import Demo, Diagnosis, Embedded, Outcome, Result, Sharded
 from cjepa.types import Part
 
 WIDTH = 80
@@ -169,6 +169,22 @@ def demo_text(demo: Demo) -> str:
     lines += ["", *_wrapped(f"C-JEPA: {demo.cjepa.verdict}"), *_wrapped(f"I-JEPA: {demo.ijepa.verdict}")]
     lines += ["", f"run folders: {demo.cjepa.folder}, {demo.ijepa.folder}", f"pictures: {demo.pictures[0].parent}"]
     return "\n".join(lines)
+
+
+def sharded_text(folders: Sequence[Sharded], use: str) -> str:
+    """What each folder of shards holds, what was left out, and what to do next: pretrain with `use`."""
+    lines = []
+    for each in folders:
+        shards = f"{each.shards:,} shard{'s' if each.shards > 1 else ''}"
+        lines.append(f"{each.folder}: {each.images:,} images in {shards}, {each.size / 1e6:,.1f} MB")
+        if each.undecodable:
+            lines += _wrapped(
+                f"{each.undecodable:,} images could not be decoded and are in the shards as they were", "  "
+            )
+        if each.others:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in each.others.most_common(8))
+            lines += _wrapped(f"files beside the images: {kinds}", "  ")
+    return "\n".join([*lines, f"next: cjepa pretrain PRESET {use}"])
 
 
 def environment_text(rows: Sequence[tuple[str, str]]) -> str:

@@ -7,9 +7,17 @@ from pydantic import Field, model_validator
 from cjepa.data.decoding import PILLOW_LIMIT
 from cjepa.data.demo import DemoConfig
 from cjepa.data.folder import FolderConfig
+from cjepa.data.huggingface import HuggingFaceConfig
+from cjepa.data.lists import ListConfig
+from cjepa.data.parquet import ParquetConfig
+from cjepa.data.shards import ShardsConfig
+from cjepa.data.torchvision_sets import TorchvisionConfig
 from cjepa.types import Part
 
-SourceConfig = Annotated[FolderConfig | DemoConfig, Field(discriminator="name")]
+SourceConfig = Annotated[
+    FolderConfig | ShardsConfig | ListConfig | ParquetConfig | HuggingFaceConfig | TorchvisionConfig | DemoConfig,
+    Field(discriminator="name"),
+]
 
 Side = Annotated[int, Field(ge=4, le=8192)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -23,7 +31,8 @@ class DataConfig(Part):
     shorthand: ClassVar[str | None] = "source"
 
     source: SourceConfig
-    """Where images come from: a folder (data=DIR) or the demo's photographs (data.source.name=demo)."""
+    """Where images come from. data=PATH is a folder of images or, which is recognised, a folder of shards that
+    `cjepa shard` made or indexed, a .parquet file or a list (.txt, .tsv). The rest is chosen by data.source.name."""
     image_size: Side | tuple[Side, Side] = 224
     """Side of the square images that the encoder sees, or their height and width, in pixels."""
     crop_scale: tuple[Share, Share] = (0.3, 1.0)

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from cjepa.data.names import Chosen
+
 NO_LABEL = -1
 
 
@@ -58,7 +60,7 @@ class Subset:
     def __init__(self, source: ImageSource, indices: npt.NDArray[np.int64]) -> None:
         self.source = source
         self.indices = indices
-        self.names = [source.names[index] for index in indices]
+        self.names: Sequence[str] = Chosen(source.names, indices)
         self.labels = source.labels[indices]
         self.classes = source.classes
         chosen = hashlib.sha256(source.fingerprint.encode() + indices.astype("<i8").tobytes())
@@ -108,7 +110,8 @@ def holdout(source: ImageSource, share: float = 0.2) -> Splits | None:
     uses all images. An image stays on its side when others are added or removed.
     """
     labelled = np.flatnonzero(source.labels != NO_LABEL)
-    to_test = np.array([_name_share(source.names[int(index)]) < share for index in labelled], dtype=np.bool_)
+    shares = (_name_share(source.names[int(index)]) < share for index in labelled)
+    to_test = np.fromiter(shares, dtype=np.bool_, count=len(labelled))
     if to_test.all() or not to_test.any():
         return None
     return Splits(Subset(source, labelled[~to_test]), Subset(source, labelled[to_test]))

@@ -25,7 +25,7 @@ def write_parquet(store: RowStore, path: Path, folder: Path) -> dict[Path, Path]
         for first in range(0, store.done, rows):
             stop = min(first + rows, store.done)
             absent = np.array([row in missing for row in range(first, stop)], dtype=np.bool_)
-            arrays = [pa.array(store.names[first:stop], pa.string())]
+            arrays = [pa.array([store.names[row] for row in range(first, stop)], pa.string())]
             arrays += [_lists(store.rows(column, first, stop), absent, pa) for column in store.columns]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
     return {path: written}

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -28,6 +29,7 @@ from cjepa.randomness import Stream, uniform_rows
 from cjepa.types import Part
 
 NEIGHBOURS = 20
+_AT_ONCE = 1 << 20  # random numbers in memory
 PROBE_STEP = 1 << 40
 """Crops and masks of the explained variance come from a step that no training reaches."""
 
@@ -137,5 +139,16 @@ def some_images(source: ImageSource, most: int) -> ImageSource:
     """The source, or a fixed random choice of this many of its images."""
     if len(source) <= most:
         return source
-    scores = uniform_rows(0, Stream.EVALUATION, 0, 0, len(source), 1)[:, 0]
-    return Subset(source, np.sort(np.argsort(scores, kind="stable")[:most]))
+    return Subset(source, np.sort(_lowest(most, len(source))))
+
+
+def _lowest(most: int, count: int) -> npt.NDArray[np.int64]:
+    """The indices of the `most` lowest of `count` random numbers, some of which are in memory at a time."""
+    indices, scores = np.empty(0, np.int64), np.empty(0)
+    for first in range(0, count, _AT_ONCE):
+        drawn = uniform_rows(0, Stream.EVALUATION, 0, first, min(_AT_ONCE, count - first), 1)[:, 0]
+        indices = np.concatenate([indices, np.arange(first, first + len(drawn))])
+        scores = np.concatenate([scores, drawn])
+        kept = np.argsort(scores, kind="stable")[:most]
+        indices, scores = indices[kept], scores[kept]
+    return indices

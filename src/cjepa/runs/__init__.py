@@ -1,4 +1,4 @@
-"""What the commands do: pre-train, evaluate, the demo, pictures and the doctor. Printing is left to the cli."""
+"""What the commands do: pre-train, evaluate, the demo, pictures, shards and the doctor. Printing is left to the cli."""
 
 from cjepa.runs.demo import Demo, run_demo
 from cjepa.runs.doctor import Diagnosis, diagnose, environment
@@ -7,6 +7,7 @@ from cjepa.runs.evaluating import Evaluation, Result, evaluate_run
 from cjepa.runs.exporting import card_of, export_run
 from cjepa.runs.pictures import PICTURES, draw_pictures
 from cjepa.runs.pretraining import Outcome, pretrain
+from cjepa.runs.sharding import Sharded, index_shards, shard_images
 
 __all__ = [
     "PICTURES",
@@ -17,6 +18,7 @@ __all__ = [
     "Evaluation",
     "Outcome",
     "Result",
+    "Sharded",
     "card_of",
     "diagnose",
     "draw_pictures",
@@ -24,6 +26,8 @@ __all__ = [
     "environment",
     "evaluate_run",
     "export_run",
+    "index_shards",
     "pretrain",
     "run_demo",
+    "shard_images",
 ]

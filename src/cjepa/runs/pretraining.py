@@ -27,7 +27,8 @@ from cjepa.types import Batch
 _log = logging.getLogger(__name__)
 
 DATA, LOG, UNREADABLE, START = "data.json", "train.log", "unreadable.jsonl", "start.json"
-FREE_KEYS = ("data.workers:", "data.source.path:", "training.device:", "training.threads:", "logging.")
+PLACES = ("data.source.path:", "data.source.test:", "data.source.root:", "data.source.index:")
+FREE_KEYS = ("data.workers:", *PLACES, "training.device:", "training.threads:", "logging.")
 """Keys that may change when a run continues: they name the machine, not the run."""
 
 
