@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,20 @@ def test_splits_are_embedded_one_after_the_other(weights: Path, tmp_path: Path) 
     assert names[0].startswith("train/a/")
     assert names[-1].startswith("test/c/")
     assert len(np.load(tmp_path / "e.npy")) == len(names) == 21
+
+
+def test_lists_and_shards_are_embedded_like_the_folder(weights: Path, images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "images")
+    names = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "images").rglob("*.png"))
+    (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in names))
+    assert cjepa("shard", images, tmp_path / "shards", "--images-per-shard", 20).exit_code == 0
+    for source in ("images", "list.txt", "shards"):
+        result = cjepa("embed", weights, tmp_path / source, "--device", "cpu", "--out", tmp_path / f"{source}.npy")
+        assert result.exit_code == 0, result.output
+        assert "1 could not be read" in result.output
+    first, *others = (np.load(tmp_path / f"{source}.npy") for source in ("images", "list.txt", "shards"))
+    for other in others:
+        np.testing.assert_array_equal(first, other)
 
 
 def test_a_joined_source_reads_every_part(tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from cjepa.build import When, Which, choose_device, load_encoder
-from cjepa.config import apply_overrides, parse
-from cjepa.data import DataConfig, ImageSource, open_source
+from cjepa.data import ImageSource, open_source
 from cjepa.data.every_image import EveryImage, ImageBatch, iterate_every
 from cjepa.data.source import Joined
 from cjepa.embedding import Column, Features, Format, RowStore, format_of, write
 from cjepa.embedding.store import JOB
 from cjepa.errors import DivergedError, InputError, StoppedEarly
 from cjepa.models.pretrained import PretrainedEncoder
+from cjepa.runs.sharding import data_of
 from cjepa.training.durable import replace
 from cjepa.training.interruption import Interruption
 from cjepa.training.progress import Progress
@@ -80,7 +80,7 @@ def embed_images(
         raise InputError(f"{out} exists already; move it away or name another file with --out")
     chosen = choose_device(device)
     encoder = load_encoder(path, encoder=which, checkpoint=checkpoint)
-    source = _source(images, encoder)
+    source = _source(images)
     size = job.image_size or encoder.image_size
     columns = _columns(encoder, size, job.features)
     part = out.with_name(f".{out.name}.part")
@@ -99,10 +99,9 @@ def embed_images(
     return Embedded(files, len(source), bad, len(source) - before, seconds)
 
 
-def _source(images: Path, encoder: PretrainedEncoder) -> ImageSource:
+def _source(images: Path) -> ImageSource:
     """All images of a folder, list or shards: those of a training and a test split one after the other."""
-    config = parse(DataConfig, apply_overrides(DataConfig, {}, [f"source={images}"]))
-    splits = open_source(config.model_copy(update={"mean": encoder.mean, "std": encoder.std}), 0)
+    splits = open_source(data_of(str(images), ()), 0)
     return splits.train if splits.test is None else Joined({"train": splits.train, "test": splits.test})
 
 
