@@ -113,7 +113,7 @@ def pretrain(
     """
     from cjepa.cli_text import outcome_table, outcome_text
     from cjepa.config.presets import resolve
-    from cjepa.runs import PICTURES, draw_pictures
+    from cjepa.runs import PICTURES, draw_pictures, write_report
     from cjepa.runs import pretrain as run
 
     folder = out or Path("runs") / Path(origin).stem
@@ -122,6 +122,7 @@ def pretrain(
     typer.echo(outcome_text(outcome))
     draw_pictures({"trained": folder}, folder / PICTURES)
     typer.echo(f"pictures: {folder / PICTURES}")
+    typer.echo(f"report: {write_report({folder.resolve().name: folder})}")
 
 
 @app.command(cls=_EvaluateCommand, short_help="Evaluate the frozen encoder of a run.")
@@ -173,6 +174,23 @@ def demo(
     shown = run_demo(out, changes or [])
     _print(demo_table(shown))
     typer.echo(demo_text(shown))
+
+
+@app.command(short_help="Write one HTML page about one or several runs.")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders; several are compared.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write.", show_default="RUN/report/index.html of the first run")
+    ] = None,
+) -> None:
+    """One HTML page that holds everything: verdict, curves, what the encoders see, masks, data, comparison.
+
+    It needs no network and opens from the disk. Runs that differ by their seed alone become one curve with a band.
+    A run that is missing pieces has a page of what there is.
+    """
+    from cjepa.runs import name_runs, write_report
+
+    typer.echo(f"report: {write_report(name_runs(runs), out)}")
 
 
 @app.command(short_help="Check this machine, or the checkpoints of a run.")

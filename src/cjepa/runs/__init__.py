@@ -5,6 +5,7 @@ from cjepa.runs.doctor import Diagnosis, diagnose, environment
 from cjepa.runs.evaluating import Evaluation, Result, evaluate_run
 from cjepa.runs.pictures import PICTURES, draw_pictures
 from cjepa.runs.pretraining import Outcome, pretrain
+from cjepa.runs.report import name_runs, write_report
 
 __all__ = [
     "PICTURES",
@@ -17,6 +18,8 @@ __all__ = [
     "draw_pictures",
     "environment",
     "evaluate_run",
+    "name_runs",
     "pretrain",
     "run_demo",
+    "write_report",
 ]

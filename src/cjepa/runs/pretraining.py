@@ -15,6 +15,7 @@ from cjepa.config import RunConfig, differences, dump_yaml
 from cjepa.data import Splits, TrainingStream, iterate, open_source
 from cjepa.errors import InputError
 from cjepa.evaluation.monitor import Monitor
+from cjepa.runs.recording import Recorder
 from cjepa.training.checkpoint import CheckpointStore
 from cjepa.training.environment import describe_environment
 from cjepa.training.health import Verdict
@@ -65,12 +66,14 @@ def pretrain(config: RunConfig, folder: Path) -> Outcome:
         if checkpoint is not None:
             _log.info("continuing after step %d of %d", checkpoint.step, trainer.total_steps)
             trainer.restore(checkpoint)
-        _describe(run, config, splits, trainer.total_steps)
+        monitor = Monitor(config.monitor, config.data, splits, stream, device, config.training.precision)
+        _describe(run, config, splits, monitor, trainer.total_steps)
         last = -1 if checkpoint is None else checkpoint.step
         unreadable = RowLog(folder / UNREADABLE)
         unreadable.truncate_after(last)
-        monitor = Monitor(config.monitor, config.data, splits, stream, device, config.training.precision)
         with _closing_all(open_writers(config.logging, folder, last, config.model_dump(mode="json"))) as writers:
+            if config.logging.report:  # the last writer: the page shows what the others have written
+                writers.append(Recorder(folder, config, trainer.model, monitor, last))
             verdict = trainer.train(_batches(stream, trainer, config), monitor, store, writers, unreadable)
         done = trainer.progress
         return Outcome(
@@ -141,9 +144,10 @@ def _parameters(module: nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in module.parameters()):,}"
 
 
-def _describe(run: RunFolder, config: RunConfig, splits: Splits, steps: int) -> None:
+def _describe(run: RunFolder, config: RunConfig, splits: Splits, monitor: Monitor, steps: int) -> None:
     train = splits.train
     data = {"images": len(train), "classes": list(train.classes), "fingerprint": train.fingerprint, "steps": steps}
+    data |= {"quality": monitor.quality, "tested": monitor.count}
     run.write(CONFIG, dump_yaml(config))
     run.write(DATA, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
     run.write("environment.json", json.dumps(describe_environment(), indent=2) + "\n")
