@@ -8,6 +8,7 @@ from typing import Any
 from cjepa.config import RunConfig
 from cjepa.training.health import Record, judge
 from cjepa.visualization.report import Judgement
+from cjepa.visualization.style import counted
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -63,14 +64,16 @@ def facts_of(
     encoder, training = config.model.encoder, config.training
     rows, columns = config.grid
     height, width = config.data.size
+    steps, epochs = data.get("steps", "?"), f"{training.epochs:g} epochs"
+    blocks, heads = counted(encoder.depth, "block"), counted(encoder.heads, "head")
+    predictor = config.model.predictor
     facts = [
         ("objective", _objective(config)),
         ("images", _images(data)),
-        ("encoder", f"width {encoder.width}, {encoder.depth} blocks, {encoder.heads} heads; {height} × {width} pixels in "
-            f"{rows} × {columns} patches"),
-        ("predictor", f"width {config.model.predictor.width}, {config.model.predictor.depth} blocks"),
-        ("training", f"{training.epochs:g} epochs, {data.get('steps', '?')} steps of {training.batch_size} images, "
-            f"{training.precision}"),
+        ("encoder", f"width {encoder.width}, {blocks}, {heads}"),
+        ("input", f"{height} × {width} pixels in {rows} × {columns} patches"),
+        ("predictor", f"width {predictor.width}, {counted(predictor.depth, 'block')}"),
+        ("training", f"{epochs}, {steps} steps of {training.batch_size} images, {training.precision}"),
         ("seed", str(config.seed)),
     ]
     if seconds is not None:
@@ -102,13 +105,14 @@ def _machine(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     devices = [str(device.get("name")) for device in environment.get("devices", ())]
     commit = environment.get("commit") or {}
     changed = " with uncommitted changes" if commit.get("changed") else ""
+    threads = counted(cpu.get("threads", 0), "thread")
     versions = ", ".join(f"{name} {version}" for name, version in packages.items())
     return [
-        ("hardware", f"{cpu.get('model', '?')}, {cpu.get('threads', '?')} threads; " + (", ".join(devices) or "no GPU")),
+        ("hardware", f"{cpu.get('model', '?')}, {threads}; " + (", ".join(devices) or "no GPU")),
         ("system", f"Python {environment.get('python', '?')} on {environment.get('platform', '?')}"),
         ("versions", versions),
         ("commit", f"{commit['hash']}{changed}" if "hash" in commit else "not a checkout"),
-        ("command", " ".join(map(str, environment.get("command", ())))),
+        ("command", " ".join(map(str, environment.get("command", ()))).replace("__main__.py", "cjepa", 1)),
     ]
 
 

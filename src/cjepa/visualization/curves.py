@@ -168,8 +168,9 @@ def _label(axes: Axes, labels: list[_Label]) -> None:
 
 
 def number(value: float) -> str:
-    """Three significant digits."""
-    return f"{value:#.3g}".removesuffix(".").replace("-", "\N{MINUS SIGN}")
+    """Three significant digits; two where there is an exponent."""
+    text = f"{value:#.3g}".removesuffix(".")
+    return (f"{value:.1e}" if "e" in text else text).replace("-", "\N{MINUS SIGN}")
 
 
 def _title(rows: Mapping[str, Sequence[Row]]) -> str:

@@ -23,6 +23,12 @@ MOST_FRAMES = 12
 _MARKS = {"healthy": ("good", "✓"), "too early": ("open", "…"), "partial collapse": ("warn", "!")}
 _BAD = ("bad", "✗")
 _SHOWN_UNREADABLE = 20
+_WORDS = {
+    "knn_20_centred": "percent of the test images that get the class of their 20 nearest labelled images, by embeddings "
+    "less their mean. Labels serve to measure only.",
+    "crop_retrieval": "percent of the images that one crop of them finds again by another crop, among all others.",
+    "effective rank": "how many dimensions the embeddings really use. Far below the untrained one: collapse.",
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ def render(runs: Sequence[RunMaterial], version: str, written: str = "", live: b
         heats=_heats(drawn),
         data=[(run, *_data(run)) for run in _with_other_images(runs)],
         comparison=compare(groups),
+        explained={name: text for name, text in _WORDS.items() if name in " ".join(run.judgement.evidence for run in runs)},
         palette=[[int(255 * share) for share in mpl.colormaps["inferno"](place)[:3]] for place in range(256)],
         most_unreadable=_SHOWN_UNREADABLE,
         several=len(groups) > 1,

@@ -26,7 +26,7 @@ from cjepa.visualization.report.svg import small_figure, to_svg
 from cjepa.visualization.series import Curve
 from cjepa.visualization.style import bare, logarithmic, look, styled
 
-_MARGINS = (0.135, 0.185, 0.73, 0.775)
+_MARGINS = (0.135, 0.185, 0.705, 0.775)
 """Left, bottom, width, height of the axes in a small figure."""
 _HEAT_SIZE = (4.2, 3.4)
 _WRITTEN = 10
@@ -146,8 +146,8 @@ def curve_figure(panel: Panel, curves: Mapping[str, Curve | None], axis: Axis) -
     last = max(*ends, 1e-9) if axis == "hours" else max(*ends, 1.0)
     axes.set_xlim(-0.02 * last, 1.02 * last)
     draw_panel(axes, panel, curves)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    digits = FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 10000 else f"{value:.3g}")
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    digits = FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 10000 else f"{value:g}")
     axes.xaxis.set_major_formatter(digits)
     axes.set_xlabel({"steps": "step", "epochs": "epoch", "hours": "hours of training"}[axis], labelpad=2)
     return figure

@@ -10,7 +10,7 @@ from jaxtyping import Bool, UInt8
 from cjepa.types import Masks
 from cjepa.visualization.attention import attention_colours, peak
 from cjepa.visualization.masks import edges, patch_mask
-from cjepa.visualization.montage import map_montage, neighbour_montage, neighbours_of, strip, tiled
+from cjepa.visualization.montage import enlarged, map_montage, neighbour_montage, neighbours_of, strip, tiled
 from cjepa.visualization.neighbours import agreement
 from cjepa.visualization.patches import pca_colours
 from cjepa.visualization.report.embedding import exact, for_page, numbers, photograph
@@ -200,7 +200,7 @@ def crops_picture(samples: Samples) -> Montage:
     """The first training crops."""
     shown = for_page(samples.crops)
     text = f"{len(shown)} random training crops of {shown.shape[1]} by {shown.shape[2]} pixels, as shown here"
-    return Montage("Training crops", photograph(_tiles(shown, 4)), text)
+    return Montage("Training crops", photograph(tiled(enlarged(shown, 96), 8)), text)
 
 
 def pair_pictures(run: RunMaterial) -> list[Montage]:
@@ -214,9 +214,7 @@ def pair_pictures(run: RunMaterial) -> list[Montage]:
         detail = f"cosine {float(similarity):.4f}, " + (
             "equal pixels" if apart == 0 else f"pixels differ by {apart:.1f} of 255"
         )
-        found.append(Montage(f"{first} | {second}", photograph(_tiles(for_page(images), 2)), f"{first} and {second}", detail))
+        found.append(Montage(f"{first} | {second}", photograph(tiled(enlarged(for_page(images)), 2)), f"{first} and {second}", detail))
     return found
 
 
-def _tiles(images: UInt8[np.ndarray, "n h w 3"], columns: int) -> UInt8[np.ndarray, "H W 4"]:
-    return tiled(images, columns)

@@ -37,13 +37,18 @@ def to_svg(figure: Figure, name: str, description: str) -> Markup:
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<(metadata|defs)>\s*<style.*?</\1>|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"(\.\d\d)\d+", r"\1", text)
-    text = re.sub(r"#[0-9a-f]{6}\b", lambda match: _VARIABLES.get(match[0], match[0]), text)
+    text = re.sub(r"<[^>]+>", lambda tag: _shortened(tag[0]), text)
     text = _unique_ids(text, name)
     text = re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg class="plot" \1 role="img" aria-label="{{}}">', text, count=1)
     text = re.sub(r">\s+<", "><", text)
     head, tail = text.split("{}", 1)
     return Markup(head) + description + Markup(tail)
+
+
+def _shortened(tag: str) -> str:
+    """Coordinates to a tenth of a point, and the page's colours; texts between the tags stay as they are."""
+    tag = re.sub(r"(\d\.\d)\d+(?![\d.]*%)", r"\1", tag) if not tag.startswith("<image") else tag
+    return re.sub(r"#[0-9a-f]{6}\b", lambda match: _VARIABLES.get(match[0], match[0]), tag)
 
 
 def _unique_ids(text: str, name: str) -> str:
