@@ -6,6 +6,7 @@ from cjepa.runs.evaluating import Evaluation, Result, evaluate_run
 from cjepa.runs.pictures import PICTURES, draw_pictures
 from cjepa.runs.pretraining import Outcome, pretrain
 from cjepa.runs.report import name_runs, write_report
+from cjepa.runs.visualizing import Picture, visualize
 
 __all__ = [
     "PICTURES",
@@ -13,6 +14,7 @@ __all__ = [
     "Diagnosis",
     "Evaluation",
     "Outcome",
+    "Picture",
     "Result",
     "diagnose",
     "draw_pictures",
@@ -21,5 +23,6 @@ __all__ = [
     "name_runs",
     "pretrain",
     "run_demo",
+    "visualize",
     "write_report",
 ]

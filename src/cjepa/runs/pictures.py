@@ -48,11 +48,11 @@ def draw_pictures(runs: Mapping[str, Path], folder: Path) -> list[Path]:
         shown,
         masks,
         config.model.encoder.patch_size,
-        {name: _patches(encoder, shown, chosen) for name, encoder in encoders.items()},
+        {name: patch_features(encoder, shown, chosen) for name, encoder in encoders.items()},
     )
 
     def pool(images: UInt8[Tensor, "n 3 H W"], source: ImageSource) -> Pool:
-        features = {name: _pooled(encoder, images, config, chosen) for name, encoder in encoders.items()}
+        features = {name: pooled_features(encoder, images, config, chosen) for name, encoder in encoders.items()}
         return Pool(images, source.labels, features)
 
     return write_pictures(
@@ -94,15 +94,17 @@ def some_masks(config: RunConfig) -> list[Masks]:
 
 
 @torch.no_grad()
-def _patches(
+def patch_features(
     encoder: PretrainedEncoder, images: UInt8[Tensor, "n 3 H W"], device: torch.device
 ) -> Float[Tensor, "n N D"]:
+    """Patch features of a few images, on the CPU."""
     return encoder(images.to(device)).float().cpu()
 
 
-def _pooled(
+def pooled_features(
     encoder: PretrainedEncoder, images: UInt8[Tensor, "n 3 H W"], config: RunConfig, device: torch.device
 ) -> Float[Tensor, "n D"]:
+    """Pooled embeddings of images, on the CPU."""
     return extract_features(
         encoder,
         images,

@@ -42,9 +42,7 @@ class Recorder:
     What fails here costs a picture and a warning, never the run.
     """
 
-    def __init__(
-        self, run: Path, config: RunConfig, model: JEPA, monitor: Monitor, last: int
-    ) -> None:
+    def __init__(self, run: Path, config: RunConfig, model: JEPA, monitor: Monitor, last: int) -> None:
         """last: the step that the run continues after, -1 or 0 from the start."""
         self.run = run
         self.config = config
@@ -194,7 +192,9 @@ def _pairs(config: RunConfig, monitor: Monitor, seen: Seen) -> Pairs:
     """The most similar images among those that the monitor embeds, training and test images together."""
     test = monitor.labelled_test()
     sources = [test] if seen.train is None or monitor.labelled is None else [monitor.labelled.train, test]
-    embeddings = seen.test if len(sources) == 1 else torch.cat([value for value in (seen.train, seen.test) if value is not None])
+    embeddings = (
+        seen.test if len(sources) == 1 else torch.cat([value for value in (seen.train, seen.test) if value is not None])
+    )
     similarity, indices = most_similar(embeddings, PAIRS)
     places = [(source, index) for source in sources for index in range(len(source))]
     chosen = [[places[index] for index in pair] for pair in indices.tolist()]
@@ -202,7 +202,9 @@ def _pairs(config: RunConfig, monitor: Monitor, seen: Seen) -> Pairs:
     height, width = _small_size(config.data.size)
     return Pairs(
         similarity,
-        torch.stack([torch.stack(pair) for pair in pictures]) if pictures else torch.empty(0, 2, 3, height, width).byte(),
+        torch.stack([torch.stack(pair) for pair in pictures])
+        if pictures
+        else torch.empty(0, 2, 3, height, width).byte(),
         tuple((first[0].names[first[1]], second[0].names[second[1]]) for first, second in chosen),
         len(embeddings),
     )

@@ -178,9 +178,10 @@ def _evaluations(path: Path) -> list[Evaluation]:
         if not {"name", "encoder", "protocol", "values"} <= row.keys():
             continue  # a line of another tool
         protocol = row["protocol"]
+        values = {name: float(value) for name, value in row["values"].items() if isinstance(value, int | float)}
         images = int(protocol.get("test_images", 0))
         text = json.dumps(protocol, sort_keys=True)
-        found.append(Evaluation(row["step"], row["name"], row["encoder"], text, images, row["values"]))
+        found.append(Evaluation(row["step"], row["name"], row["encoder"], text, images, values))
     return found
 
 

@@ -59,7 +59,7 @@ def attention_maps(
     count = min(len(images), MOST_EXAMPLES)
     grid = patch_grid(images, patch_size)
     rows = [("image", f"{images.shape[2]} × {images.shape[3]} pixels")]
-    rows += [(plain(name, 18), f"peak {peak(of_encoder):.1f} × even") for name, of_encoder in received.items()]
+    rows += [(plain(name, 18), f"peak {peak(of_encoder):.2f} × even") for name, of_encoder in received.items()]
     title = "Attention that each patch receives in the last block"
     figure, axes = picture_rows(title, rows, count, (images.shape[2], images.shape[3]))
     shown = pixels(images[:count])

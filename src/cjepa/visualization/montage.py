@@ -45,7 +45,8 @@ def tiled(images: UInt8[np.ndarray, "n h w 3"], columns: int) -> Rgba:
 
 
 def framed(images: UInt8[np.ndarray, "n h w 3"], same: Int[np.ndarray, "n"]) -> UInt8[np.ndarray, "n H W 3"]:
-    """Images in frames: whole and blue for 1, broken and orange for 0, grey for NO_LABEL: told apart without colours."""
+    """Images in frames that are told apart without colours: whole and blue for 1, broken and orange for 0, grey for
+    NO_LABEL."""
     height, width = images.shape[1] + 2 * _FRAME, images.shape[2] + 2 * _FRAME
     colours = {1: RIGHT, 0: WRONG, NO_LABEL: "#9a9a9a"}
     canvas = np.empty((len(images), height, width, 3), np.uint8)
@@ -68,7 +69,10 @@ def neighbours_of(
 
 
 def neighbour_montage(
-    images: UInt8[Tensor, "m 3 h w"], queries: Int[np.ndarray, "q"], found: Int[np.ndarray, "q k"], same: Int[np.ndarray, "q k"]
+    images: UInt8[Tensor, "m 3 h w"],
+    queries: Int[np.ndarray, "q"],
+    found: Int[np.ndarray, "q k"],
+    same: Int[np.ndarray, "q k"],
 ) -> Rgba:
     """Each query at the left of a row, its neighbours in frames beside it."""
     shown = enlarged(pixels(images))
@@ -81,7 +85,9 @@ def neighbour_montage(
     return np.concatenate([whole[:, :width], gap, whole[:, width:]], axis=1)
 
 
-def map_montage(embeddings: Float[Tensor, "m D"], images: UInt8[Tensor, "m 3 h w"]) -> tuple[Rgba, npt.NDArray[np.float64]]:
+def map_montage(
+    embeddings: Float[Tensor, "m D"], images: UInt8[Tensor, "m 3 h w"]
+) -> tuple[Rgba, npt.NDArray[np.float64]]:
     """Images where their embeddings lie on the first two principal components, and these components' shares.
 
     A grid, of which each cell shows that one of its images which is nearest to its centre.

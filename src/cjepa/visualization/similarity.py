@@ -27,9 +27,7 @@ def as_bytes(similarity: Float[Tensor, "n N N"]) -> UInt8[Tensor, "n N N"]:
     return ((similarity.clamp(-1.0, 1.0) + 1.0) * 127.0).round().to(torch.uint8)
 
 
-def coarser(
-    features: Float[Tensor, "n N D"], grid: tuple[int, int]
-) -> tuple[Float[Tensor, "n M D"], tuple[int, int]]:
+def coarser(features: Float[Tensor, "n N D"], grid: tuple[int, int]) -> tuple[Float[Tensor, "n M D"], tuple[int, int]]:
     """Features averaged to a grid of at most LARGEST_SIDE patches a side, and that grid."""
     size = (min(grid[0], LARGEST_SIDE), min(grid[1], LARGEST_SIDE))
     if size == grid:

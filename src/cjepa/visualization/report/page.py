@@ -24,8 +24,8 @@ _MARKS = {"healthy": ("good", "✓"), "too early": ("open", "…"), "partial col
 _BAD = ("bad", "✗")
 _SHOWN_UNREADABLE = 20
 _WORDS = {
-    "knn_20_centred": "percent of the test images that get the class of their 20 nearest labelled images, by embeddings "
-    "less their mean. Labels serve to measure only.",
+    "knn_20_centred": "percent of the test images that get the class of their 20 nearest labelled images, by "
+    "embeddings less their mean. Labels serve to measure only.",
     "crop_retrieval": "percent of the images that one crop of them finds again by another crop, among all others.",
     "effective rank": "how many dimensions the embeddings really use. Far below the untrained one: collapse.",
 }
@@ -90,7 +90,9 @@ def render(runs: Sequence[RunMaterial], version: str, written: str = "", live: b
         heats=_heats(drawn),
         data=[(run, *_data(run)) for run in _with_other_images(runs)],
         comparison=compare(groups),
-        explained={name: text for name, text in _WORDS.items() if name in " ".join(run.judgement.evidence for run in runs)},
+        explained={
+            name: text for name, text in _WORDS.items() if name in " ".join(run.judgement.evidence for run in runs)
+        },
         palette=[[int(255 * share) for share in mpl.colormaps["inferno"](place)[:3]] for place in range(256)],
         most_unreadable=_SHOWN_UNREADABLE,
         several=len(groups) > 1,
@@ -167,7 +169,11 @@ def _spectra(runs: Sequence[RunMaterial]) -> list[Plot]:
         ("Standard deviations", "of each feature over images, largest first", deviations, "feature"),
     ]
     return [
-        Plot(title, f"{text}; {hint}", {"": to_svg(spectrum_figure(values, label), f"spectrum-{label[0]}", f"{title}: {text}")})
+        Plot(
+            title,
+            f"{text}; {hint}",
+            {"": to_svg(spectrum_figure(values, label), f"spectrum-{label[0]}", f"{title}: {text}")},
+        )
         for title, text, values, label in found
     ]
 
@@ -210,8 +216,8 @@ def _data(run: RunMaterial) -> tuple[pictures.Montage | None, Markup | str, str,
     if len(sizes):
         low, middle, high = (np.percentile(sizes, share, axis=0) for share in (0, 50, 100))
         words = (
-            f"Of {len(sizes)} images: heights from {low[0]:.0f} to {high[0]:.0f} pixels (median {middle[0]:.0f}), widths "
-            f"from {low[1]:.0f} to {high[1]:.0f} (median {middle[1]:.0f})."
+            f"Of {len(sizes)} images: heights from {low[0]:.0f} to {high[0]:.0f} pixels (median {middle[0]:.0f}), "
+            f"widths from {low[1]:.0f} to {high[1]:.0f} (median {middle[1]:.0f})."
         )
         if (low != high).any():
             plot = to_svg(size_figure(sizes), f"sizes-{run.name.encode().hex()[:12]}", words)

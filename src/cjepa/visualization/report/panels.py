@@ -57,7 +57,9 @@ class Plot:
 
 
 ACCURACY = (
-    Value("evaluation", "knn_20_centred", "20-NN accuracy, centred (%)", "higher is better; dashed: before training", True),
+    Value(
+        "evaluation", "knn_20_centred", "20-NN accuracy, centred (%)", "higher is better; dashed: before training", True
+    ),
     Value("evaluation", "knn_20", "20-NN accuracy (%)", "higher is better; dashed: before training", True),
     Value("evaluation", "crop_retrieval", "Image found by another crop (%)", "higher is better; needs no labels", True),
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 
 from cjepa.types import Masks
 from cjepa.visualization.attention import attention_colours, peak
@@ -76,7 +76,7 @@ def attention_strips(runs: Sequence[RunMaterial]) -> list[Strip]:
                     f"attention received in the last block of the {which} encoder of {run.name}",
                     overlays,
                     opacity=0.65,
-                    details=[f"peak {peak(of_step):.1f} × even" for _, of_step in received],
+                    details=[f"peak {peak(of_step):.2f} × even" for _, of_step in received],
                 )
             )
     return strips
@@ -93,9 +93,7 @@ def colour_strips(runs: Sequence[RunMaterial]) -> list[Strip]:
         images = len(run.snapshots[0].patches)
         colours = pca_colours(torch.cat([each.patches for each in run.snapshots]), run.grid)
         parts = [colours[start : start + images] for start in range(0, len(colours), images)]
-        overlays = [
-            Overlay(each.step, exact(strip(part))) for each, part in zip(run.snapshots, parts, strict=True)
-        ]
+        overlays = [Overlay(each.step, exact(strip(part))) for each, part in zip(run.snapshots, parts, strict=True)]
         text = f"first three principal components of the patch features of {run.name} as red, green and blue"
         strips.append(Strip(run.name, text, overlays))
     return strips
@@ -191,7 +189,9 @@ def map_pictures(runs: Sequence[RunMaterial]) -> list[Montage]:
         snapshot = run.snapshots[-1]
         montage, shares = map_montage(snapshot.embeddings, run.samples.compared)
         detail = f"{100 * shares[0]:.0f} % and {100 * shares[1]:.0f} % of the variance"
-        text = f"{len(run.samples.compared)} images placed by the first two principal components of {run.name}: {detail}"
+        text = (
+            f"{len(run.samples.compared)} images placed by the first two principal components of {run.name}: {detail}"
+        )
         found.append(Montage(f"{run.name}, step {snapshot.step}", photograph(montage), text, detail))
     return found
 
@@ -214,7 +214,9 @@ def pair_pictures(run: RunMaterial) -> list[Montage]:
         detail = f"cosine {float(similarity):.4f}, " + (
             "equal pixels" if apart == 0 else f"pixels differ by {apart:.1f} of 255"
         )
-        found.append(Montage(f"{first} | {second}", photograph(tiled(enlarged(for_page(images)), 2)), f"{first} and {second}", detail))
+        found.append(
+            Montage(
+                f"{first} | {second}", photograph(tiled(enlarged(for_page(images)), 2)), f"{first} and {second}", detail
+            )
+        )
     return found
-
-

@@ -46,7 +46,9 @@ def curve_of(group: Group, split: Split, key: str, weighted: bool = False) -> Cu
     """
     if weighted and not all(key in run.weights for run in group.runs):
         return None
-    found = [read_curve(run.rows, split, key) if len(group.runs) == 1 else _whole(run, split, key) for run in group.runs]
+    found = [
+        read_curve(run.rows, split, key) if len(group.runs) == 1 else _whole(run, split, key) for run in group.runs
+    ]
     curves = [curve for curve in found if curve is not None]
     if not curves:
         return None
@@ -75,7 +77,7 @@ def probe_curve(group: Group) -> Curve | None:
     points: dict[int, list[float]] = {}
     for run in group.runs:
         for each in run.evaluations:
-            if each.name == "linear" and each.encoder in ("target", "untrained"):
+            if each.name == "linear" and "linear" in each.values and each.encoder in ("target", "untrained"):
                 points.setdefault(each.step, []).append(each.values["linear"])
     if not points:
         return None

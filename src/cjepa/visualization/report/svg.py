@@ -39,7 +39,9 @@ def to_svg(figure: Figure, name: str, description: str) -> Markup:
     text = re.sub(r"<(metadata|defs)>\s*<style.*?</\1>|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<[^>]+>", lambda tag: _shortened(tag[0]), text)
     text = _unique_ids(text, name)
-    text = re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg class="plot" \1 role="img" aria-label="{{}}">', text, count=1)
+    text = re.sub(
+        r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg class="plot" \1 role="img" aria-label="{}">', text, count=1
+    )
     text = re.sub(r">\s+<", "><", text)
     head, tail = text.split("{}", 1)
     return Markup(head) + description + Markup(tail)
