@@ -1,6 +1,5 @@
 """Runs made up for the tests of the report: values without a training."""
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -97,6 +96,7 @@ def run(name: str = "run", **changes: Any) -> RunMaterial:
     return replace(whole, **changes)
 
 
-def diverged(steps: int) -> list[dict[str, Any]]:
-    """Rows that end in numbers that are none."""
-    return [row if row["step"] < steps else dict.fromkeys(row, math.nan) | {"step": row["step"], "split": row["split"]} for row in rows(steps)]
+def few_rows(steps: int = 40, offset: float = 0.0) -> list[dict[str, Any]]:
+    """Rows of three values only, for tests that draw many pages."""
+    kept = {"step", "split", "knn_20_centred", "effective_rank", "loss"}
+    return [{name: value for name, value in row.items() if name in kept} for row in rows(steps, offset)]

@@ -1,7 +1,7 @@
 """The small plots of a page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -32,6 +32,9 @@ _HEAT_SIZE = (4.2, 3.4)
 _WRITTEN = 10
 _FLOOR = 1e-6
 _FEW = 10
+
+MOST_BANDS = 5
+"""More runs than this are drawn as lines alone: bands would hide each other, and fill the page."""
 
 Line = tuple[Group, Curve]
 
@@ -142,6 +145,8 @@ def _plot(groups: Sequence[Group], value: Value, lines: Sequence[Line]) -> Plot:
 @styled
 def curve_figure(panel: Panel, curves: Mapping[str, Curve | None], axis: Axis) -> Figure:
     """One value of several runs in a small figure, coloured by the order of the runs."""
+    if len(curves) > MOST_BANDS:
+        curves = {name: curve and replace(curve, raw=None, band=None) for name, curve in curves.items()}
     figure = small_figure()
     axes = figure.add_axes(_MARGINS)
     ends = [curve.steps.max() for curve in curves.values() if curve is not None]
