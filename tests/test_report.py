@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from cjepa import runs
+from cjepa import load_encoder
 from cjepa.build import read_config
 from cjepa.cli import app
 from cjepa.config import RunConfig
@@ -86,16 +86,12 @@ def test_a_snapshot_holds_what_the_checkpoint_makes_of_the_images(run: Path, con
     found, kept = store.load(12), store.load_samples()
     assert found is not None
     assert kept is not None
-    encoder = runs.pretraining.build_trainer  # the module is there; the encoder comes from the checkpoint
-    assert encoder is not None
-    from cjepa import load_encoder
-
     target, context = load_encoder(run), load_encoder(run, encoder="context")
     torch.testing.assert_close(found.patches, target(kept.examples), atol=2e-3, rtol=2e-3)
     pixels = kept.examples.float() / 255 - torch.tensor(config.data.mean).view(3, 1, 1)
     pixels = pixels / torch.tensor(config.data.std).view(3, 1, 1)
-    for encoder_, received in ((target, found.attention_target), (context, found.attention_context)):
-        expected = attention_received(encoder_.encoder.with_attention(pixels)[1])
+    for encoder, received in ((target, found.attention_target), (context, found.attention_context)):
+        expected = attention_received(encoder.encoder.with_attention(pixels)[1])
         torch.testing.assert_close(received, expected, atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(received.sum(dim=1), torch.ones(len(received)), atol=1e-2, rtol=0)
     measured = [row for row in read_metrics(run / "metrics.jsonl") if row["split"] == "evaluation"][-1]
@@ -103,7 +99,7 @@ def test_a_snapshot_holds_what_the_checkpoint_makes_of_the_images(run: Path, con
     shares = shares / shares.sum()
     assert float(torch.exp(-(shares * shares.log()).sum())) == pytest.approx(measured["effective_rank"], rel=1e-4)
     assert float(found.deviations.min()) == pytest.approx(measured["std_smallest"], rel=1e-4)
-    assert np.isfinite(found.errors).any()
+    assert torch.isfinite(found.errors).any()
 
 
 def test_a_copied_image_is_found_as_a_duplicate(run: Path) -> None:
@@ -160,7 +156,7 @@ def test_a_fault_of_the_report_costs_a_warning_and_not_the_run(
     outcome = pretrain(config, tmp_path / "run")
     assert outcome.steps == 12
     assert "snapshot not written (OSError: [Errno 28] No space left on device); training goes on" in caplog.text
-    assert "report not written (InputError: " in caplog.text
+    assert "report not written (InputError: the report " in caplog.text
 
 
 def test_snapshots_are_thinned_evenly(tmp_path: Path) -> None:
@@ -224,8 +220,8 @@ def test_the_page_is_rewritten_within_its_share_of_the_time(monkeypatch: pytest.
                 now[0] += 3.0
             written.append(second)
     assert written[0] == 0, "a page that a browser can be left open on is there from the start"
-    assert 3.0 * (len(written) - 1) <= 0.02 * 2000
-    assert len(written) == 12
+    assert 3.0 * len(written) <= 0.02 * 2000
+    assert len(written) == 13
     assert not _Budget(0.0).affordable()
 
 
@@ -339,7 +335,7 @@ def test_a_run_that_diverged_is_called_so() -> None:
     assert judgement_of([], "knn_20_centred", 10, 10).state == "too early"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(12.4, "12 s"), (200, "3 min 20 s"), (14700, "4 h 05 min")])
+@pytest.mark.parametrize(("seconds", "text"), [(12.4, "12 s"), (200.0, "3 min 20 s"), (14700.0, "4 h 05 min")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
@@ -351,7 +347,7 @@ def test_durations(seconds: float, text: str) -> None:
 def test_pictures_are_written_as_png_and_svg(picture: str, run: Path, images: Path, tmp_path: Path) -> None:
     shown = cjepa("visualize", picture, run, images / "a", "--out", tmp_path)
     assert shown.exit_code == 0, shown.output
-    assert shown.output.split() == [str(tmp_path / f"{picture}.png"), str(tmp_path / f"{picture}.svg")]
+    assert shown.output.split()[-2:] == [str(tmp_path / f"{picture}.png"), str(tmp_path / f"{picture}.svg")]
     with Image.open(tmp_path / f"{picture}.png") as drawn:
         assert drawn.width == 1400
         assert np.asarray(drawn.convert("L")).std() > 1

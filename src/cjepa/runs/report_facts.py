@@ -15,7 +15,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 def judgement_of(rows: Rows, quality: str, tested: int, steps: int) -> Judgement:
     """The verdict of a run by its rows: that of cjepa.training.health, or that it diverged or was not measured yet."""
-    measured = [row for row in rows if row["split"] == "evaluation"]
+    measured = [_numbers(row) for row in rows if row["split"] == "evaluation"]
     trained = [row for row in rows if row["split"] == "train"]
     if trained and math.isnan(trained[-1].get("loss", 0.0)):
         return Judgement(
@@ -39,6 +39,10 @@ def judgement_of(rows: Rows, quality: str, tested: int, steps: int) -> Judgement
     )
     verdict = judge(record)
     return Judgement(verdict.state, verdict.evidence, verdict.advice)
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
 
 
 def progress_of(taken: int, steps: int | None, live: bool) -> str:
