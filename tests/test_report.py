@@ -63,7 +63,9 @@ def copy(tmp_path: Path, run: Path) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that are not the test's matter take no time."""
-    monkeypatch.setattr("cjepa.runs.report.render", lambda material, *_, live=False: f"{[run.name for run in material]}")
+    monkeypatch.setattr(
+        "cjepa.runs.report.render", lambda material, *_, live=False: f"{[run.name for run in material]}"
+    )
 
 
 # --- what is kept while a run trains --------------------------------------------------------------------------------
@@ -245,7 +247,7 @@ def test_a_run_is_followed_while_it_trains_and_left_alone_afterwards(
     assert '<meta http-equiv="refresh" content="30">' in seen[0]
     assert "Training: 0 of 12 steps are taken." in seen[0]
     left = (tmp_path / "run" / "report" / "index.html").read_text()
-    assert "http-equiv=\"refresh\"" not in left
+    assert 'http-equiv="refresh"' not in left
     assert "reads itself again" not in left
 
 
@@ -314,7 +316,9 @@ def test_unlabelled_images_have_a_page(tmp_path: Path, config: RunConfig) -> Non
     folder = write_images(tmp_path / "images", classes=("",), count=20)
     source = config.data.source.model_copy(update={"path": folder})
     training = config.training.model_copy(update={"epochs": 1.0})
-    changed = config.model_copy(update={"data": config.data.model_copy(update={"source": source}), "training": training})
+    changed = config.model_copy(
+        update={"data": config.data.model_copy(update={"source": source}), "training": training}
+    )
     run = pretrain(changed, tmp_path / "run").folder
     text = write_report({"run": run}).read_text()
     assert "crop_retrieval" in text

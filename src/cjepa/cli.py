@@ -121,6 +121,7 @@ def pretrain(
     outcome = run(config, folder)
     _print(outcome_table(outcome))
     typer.echo(outcome_text(outcome))
+    typer.echo("drawing", err=True)
     draw_pictures({"trained": folder}, folder / PICTURES)
     typer.echo(f"pictures: {folder / PICTURES}")
     if config.logging.report:

@@ -11,7 +11,9 @@ from cjepa.visualization.similarity import as_bytes, coarser, images_within, pat
 
 def plain(count, height=4, width=6):
     """Images of one grey each: 10, 20, ..."""
-    return (10 * np.arange(1, count + 1, dtype=np.uint8))[:, None, None, None] * np.ones((1, height, width, 3), np.uint8)
+    return (10 * np.arange(1, count + 1, dtype=np.uint8))[:, None, None, None] * np.ones(
+        (1, height, width, 3), np.uint8
+    )
 
 
 def random(*shape, seed=0):

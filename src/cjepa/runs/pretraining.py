@@ -71,9 +71,10 @@ def pretrain(config: RunConfig, folder: Path) -> Outcome:
         last = -1 if checkpoint is None else checkpoint.step
         unreadable = RowLog(folder / UNREADABLE)
         unreadable.truncate_after(last)
-        with _closing_all(open_writers(config.logging, folder, last, config.model_dump(mode="json"))) as writers:
-            if config.logging.report:  # the last writer: the page shows what the others have written
-                writers.append(Recorder(folder, config, trainer.model, monitor, last))
+        writers = open_writers(config.logging, folder, last, config.model_dump(mode="json"))
+        if config.logging.report:  # after the others, because the page shows what they have written
+            writers.append(Recorder(folder, config, trainer.model, monitor, last))
+        with _closing_all(writers):
             verdict = trainer.train(_batches(stream, trainer, config), monitor, store, writers, unreadable)
         done = trainer.progress
         return Outcome(
@@ -154,12 +155,12 @@ def _describe(run: RunFolder, config: RunConfig, splits: Splits, monitor: Monito
 
 
 @contextmanager
-def _closing_all(writers: list[MetricsWriter]) -> Iterator[list[MetricsWriter]]:
+def _closing_all(writers: list[MetricsWriter]) -> Iterator[None]:
     """Close every writer at the end, also after an error."""
     with ExitStack() as stack:
         for writer in writers:
             stack.callback(writer.close)
-        yield writers
+        yield
 
 
 @contextmanager

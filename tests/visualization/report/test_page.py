@@ -3,6 +3,7 @@
 import re
 import time
 from html.parser import HTMLParser
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,14 @@ def test_every_part_of_the_page_is_there(whole: tuple[Page, str]) -> None:
 
 def test_the_verdict_comes_first(whole: tuple[Page, str]) -> None:
     found, _ = whole
-    texts = ("healthy", "What was run", "Accuracies are percent", "The number at the right", "no class token", "Duplicates")
+    texts = (
+        "healthy",
+        "What was run",
+        "Accuracies are percent",
+        "The number at the right",
+        "no class token",
+        "Duplicates",
+    )
     places = [found.text.index(text) for text in texts]
     assert places == sorted(places)
 
@@ -116,7 +124,7 @@ def test_pictures_have_texts_and_headings_an_order(whole: tuple[Page, str]) -> N
     levels = [int(tag[1]) for tag, _ in found.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
     assert found.all("html")[0]["lang"] == "en"
 
 
@@ -190,7 +198,7 @@ def test_a_page_of_a_run_that_goes_on_is_read_again() -> None:
     _, live = page(run(rows=[], snapshots=[], samples=None), live=True)
     _, still = page(run(rows=[], snapshots=[], samples=None))
     assert '<meta http-equiv="refresh"' in live
-    assert "http-equiv=\"refresh\"" not in still
+    assert 'http-equiv="refresh"' not in still
 
 
 def test_seeds_become_one_curve_with_a_band() -> None:
