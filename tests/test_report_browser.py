@@ -13,6 +13,7 @@ from cjepa.runs import pretrain, write_report
 from tests.tiny_runs import write_config, write_images
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (extra: test)")
+Select = pytest.importorskip("selenium.webdriver.support.ui").Select
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
@@ -40,7 +41,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
     images = write_images(folder / "images", ("a", "<img src=x onerror=alert(1)>", "c"))
     changes = [f"data={images}", "training.epochs=2", "training.evaluate_every=1", "logging.report=true"]
-    changes.append("logging.report_share=0")
+    changes += ["logging.report_share=0", "training.momentum.start=0.5"]  # so that few steps change the target encoder
     path = str(write_config(folder))
     runs = {"C-JEPA": folder / "cjepa", "I-JEPA <b>": folder / "ijepa"}
     pretrain(resolve(path, changes), runs["C-JEPA"])
@@ -187,8 +188,8 @@ def test_patch_similarity_reacts_to_clicks_keys_and_choices(browser: Any, page: 
     ).click().perform()
     assert output.text.startswith("Patch in row 4, column 4: ")
     seen.append(script(browser, picture))
-    for selector in ("select.encoder", "select.image"):
-        element(browser, f".similarity {selector}").send_keys("\ue015")  # down
+    for selector, index in (("select.encoder", 1), ("select.image", 2)):
+        Select(element(browser, f".similarity {selector}")).select_by_index(index)
         seen.append(script(browser, picture))
     assert len(set(seen)) == len(seen), "every action changes the picture"
     assert browser.get_log("browser") == []
