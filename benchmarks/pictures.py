@@ -1,9 +1,9 @@
 """The documents' pictures of the report, from the folder of a finished demo:
 
-    cjepa demo
+    cjepa demo training.epochs=6 training.evaluate_every=1
     python -m benchmarks.pictures runs/demo
 
-opens its report in Chromium and writes docs/images/report-*.png; palettes of 128 colours keep them small.
+draws its report again, opens its report in Chromium and writes docs/images/report-*.png; palettes of 128 colours keep them small.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from typing import Any
 from PIL import Image
 from selenium import webdriver
 
+from cjepa.runs import write_report
+
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 ARGUMENTS = (
     "--headless",
@@ -29,9 +31,10 @@ ARGUMENTS = (
     "--disable-sync",
 )
 SHOTS = {
-    "report-verdict": ("header", "#evaluations", 1100, "light"),
+    "report-verdict": ("header", "#verdict h3", 1100, "light"),
+    "report-comparison": ("#evaluations", "#curves", 1100, "light"),
     "report-representation": ("#representation", ".similarity", 1100, "light"),
-    "report-phone": ("header", "#evaluations", 390, "dark"),
+    "report-phone": ("#curves", "#curves h3:nth-of-type(2)", 390, "dark"),
 }
 """Name of a picture: where it begins, before what it ends, width in pixels, colour scheme."""
 
@@ -56,7 +59,8 @@ def shoot(browser: Any, page: Path, name: str, begin: str, end: str, width: int,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path, help="the folder that cjepa demo wrote")
-    page = parser.parse_args().demo / "report" / "index.html"
+    demo = parser.parse_args().demo
+    page = write_report({"I-JEPA": demo / "ijepa", "C-JEPA": demo / "cjepa"}, demo / "report" / "index.html")
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or shutil.which("chromium-browser") or ""
     with tempfile.TemporaryDirectory() as profile:

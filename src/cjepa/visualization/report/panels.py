@@ -115,11 +115,13 @@ def _losses(groups: Sequence[Group]) -> list[tuple[Value, list[Line]]]:
     found = [(total, _lines(groups, total))]
     for term in loss_terms(groups):
         name = _TERMS.get(term, term)
+        if all(run.weights.get(term, 1.0) == 1.0 for group in groups for run in group.runs):
+            once = Value("train", term, f"{name}, weight 1", "as the objective measures it, and its share in the total")
+            found.append((once, _lines(groups, once)))
+            continue
         plain = Value("train", term, f"{name}, unweighted", "as the objective measures it")
         weighted = Value("train", term, f"{name}, weighted", "its share in the total loss")
-        found.append((plain, _lines(groups, plain)))
-        if any(run.weights.get(term, 1.0) != 1.0 for group in groups for run in group.runs):
-            found.append((weighted, _lines(groups, weighted, weighted=True)))
+        found += [(plain, _lines(groups, plain)), (weighted, _lines(groups, weighted, weighted=True))]
     return found
 
 

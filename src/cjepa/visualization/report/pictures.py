@@ -64,10 +64,10 @@ class Montage:
 
 
 def attention_strips(runs: Sequence[RunMaterial]) -> list[Strip]:
-    """Attention received in the last block, for the target and the context encoder of each run."""
+    """Attention received in the last block: target encoders of all runs, then context encoders."""
     strips = []
-    for run in runs:
-        for which in ("target", "context"):
+    for which in ("target", "context"):
+        for run in runs:
             received = [(each.step, _attention(each, which)) for each in run.snapshots]
             overlays = [Overlay(step, exact(strip(attention_colours(of_step, run.grid)))) for step, of_step in received]
             strips.append(
