@@ -3,7 +3,8 @@
     cjepa demo training.epochs=6 training.evaluate_every=1
     python -m benchmarks.pictures runs/demo
 
-draws its report again, opens its report in Chromium and writes docs/images/report-*.png; palettes of 128 colours keep them small.
+draws its report again, opens it in Chromium and writes docs/images/report-*.png, with palettes of 128 colours so that
+they stay small.
 """
 
 import argparse
