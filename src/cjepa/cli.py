@@ -131,15 +131,19 @@ def pretrain(
     """
     from cjepa.cli_text import outcome_table, outcome_text
     from cjepa.config.presets import resolve
-    from cjepa.runs import PICTURES, draw_pictures
+    from cjepa.runs import PICTURES, draw_pictures, write_report
     from cjepa.runs import pretrain as run
 
     folder = out or Path("runs") / Path(origin).stem
-    outcome = run(resolve(origin, changes or []), folder, allow_change or [])
+    config = resolve(origin, changes or [])
+    outcome = run(config, folder, allow_change or [])
     print_table(outcome_table(outcome))
     typer.echo(outcome_text(outcome))
+    typer.echo("drawing", err=True)
     draw_pictures({"trained": folder}, folder / PICTURES)
     typer.echo(f"pictures: {folder / PICTURES}")
+    if config.logging.report:
+        typer.echo(f"report: {write_report({folder.resolve().name: folder})}")
 
 
 @app.command(cls=_EvaluateCommand, short_help="Evaluate the frozen encoder of a run.")
@@ -314,6 +318,47 @@ def shard(
         raise InputError("name the folder to write the shards into: cjepa shard IMAGES OUT")
     packing = Packing(size, _one_of("--format", image_format, get_args(Format)), images_per_shard)
     typer.echo(sharded_text(shard_images(data_of(images, changes or []), out, packing, workers), f"data={out}"))
+
+
+@app.command(short_help="Write one HTML page about one or several runs.")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders; several are compared.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write.", show_default="RUN/report/index.html of the first run")
+    ] = None,
+) -> None:
+    """One HTML page that holds everything: verdict, curves, what the encoders see, masks, data, comparison.
+
+    It needs no network and opens from the disk. Runs that differ by their seed alone become one curve with a band.
+    A run that is missing pieces has a page of what there is.
+    """
+    from cjepa.runs import name_runs, write_report
+
+    typer.echo(f"report: {write_report(name_runs(runs), out)}")
+
+
+@app.command(short_help="Draw single pictures of what a run's encoders see.")
+def visualize(
+    picture: Annotated[str, typer.Argument(metavar="PICTURE", help="attention, pca, masks or neighbours.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="An image or a folder; the first 8 are shown.")],
+    out: Annotated[Path, typer.Option(help="The folder to write into.")] = Path(),
+    checkpoint: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+) -> None:
+    """A PNG and an SVG of what the encoders of RUN make of IMAGES: cjepa visualize attention RUN IMAGES --out DIR.
+
+    attention: what each patch receives in the last block. pca: patch features as colours. masks: context and targets.
+    neighbours: the most similar training images.
+    """
+    from cjepa.build import When
+    from cjepa.runs import Picture
+    from cjepa.runs import visualize as draw
+
+    chosen = _one_of("PICTURE", picture, get_args(Picture))
+    when = _one_of("--checkpoint", checkpoint, get_args(When))
+    for path in draw(chosen, run, images, out, checkpoint=when, device=device):
+        typer.echo(str(path))
 
 
 @app.command(short_help="Check this machine, or the checkpoints of a run.")

@@ -170,6 +170,7 @@ def demo_text(demo: Demo) -> str:
     lines = _wrapped(demo.conclusion)
     lines += ["", *_wrapped(f"C-JEPA: {demo.cjepa.verdict}"), *_wrapped(f"I-JEPA: {demo.ijepa.verdict}")]
     lines += ["", f"run folders: {demo.cjepa.folder}, {demo.ijepa.folder}", f"pictures: {demo.pictures[0].parent}"]
+    lines.append(f"report: {demo.report} (open it in a browser)")
     return "\n".join(lines)
 
 

@@ -101,6 +101,19 @@ class VisionTransformer(nn.Module):
         normed: Tensor = self.norm(tokens)
         return normed
 
+    def with_attention(
+        self, images: Float[Tensor, "B 3 H W"]
+    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B heads N N"]]:
+        """The embeddings of all patches, and the attention weights of the last block; B N^2 numbers for each head."""
+        tokens = self.embed_patches(images)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        weights = last.attn.weights(last.norm1(tokens))
+        normed: Tensor = self.norm(last(tokens))
+        return normed, weights
+
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """One embedding per image: the mean over its patches."""
         return self(images).mean(dim=1)

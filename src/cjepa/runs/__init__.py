@@ -8,7 +8,9 @@ from cjepa.runs.exporting import card_of, export_run
 from cjepa.runs.pictures import PICTURES, draw_pictures
 from cjepa.runs.pretraining import Outcome, pretrain
 from cjepa.runs.replaying import Replayed, replay
+from cjepa.runs.report import name_runs, write_report
 from cjepa.runs.sharding import Sharded, index_shards, shard_images
+from cjepa.runs.visualizing import Picture, visualize
 
 __all__ = [
     "PICTURES",
@@ -18,6 +20,7 @@ __all__ = [
     "EmbeddingJob",
     "Evaluation",
     "Outcome",
+    "Picture",
     "Replayed",
     "Result",
     "Sharded",
@@ -29,8 +32,11 @@ __all__ = [
     "evaluate_run",
     "export_run",
     "index_shards",
+    "name_runs",
     "pretrain",
     "replay",
     "run_demo",
     "shard_images",
+    "visualize",
+    "write_report",
 ]

@@ -15,6 +15,7 @@ from cjepa.config import RunConfig, dump_yaml
 from cjepa.data import Splits, TrainingStream, iterate, open_source
 from cjepa.evaluation.monitor import Monitor
 from cjepa.runs.continuing import DATA, refuse_another_config, refuse_other_images
+from cjepa.runs.recording import Recorder
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
 from cjepa.training.divergence import RolledBack
 from cjepa.training.environment import describe_environment, essentials
@@ -124,7 +125,10 @@ def _train(
     unreadable = RowLog(run.path / UNREADABLE)
     unreadable.truncate_after(last)
     about = {"seed": config.seed, MADE_WITH: essentials(trainer.device)}
-    with _closing_all(open_writers(config.logging, run.path, last, config.model_dump(mode="json"))) as writers:
+    writers = open_writers(config.logging, run.path, last, config.model_dump(mode="json"))
+    if config.logging.report:  # after the others, because the page shows what they have written
+        writers.append(Recorder(run.path, config, trainer.model, monitor, last))
+    with _closing_all(writers):
         dumps = CheckpointStore(run.path / DIVERGED)
         records = Records(store, dumps, writers, unreadable, about, config.training.on_failed_write)
         return trainer.train(_batches(stream, trainer, config), monitor, records)
@@ -185,12 +189,12 @@ def _describe(run: RunFolder, config: RunConfig, splits: Splits, monitor: Monito
 
 
 @contextmanager
-def _closing_all(writers: list[MetricsWriter]) -> Iterator[list[MetricsWriter]]:
+def _closing_all(writers: list[MetricsWriter]) -> Iterator[None]:
     """Close every writer at the end, also after an error."""
     with ExitStack() as stack:
         for writer in writers:
             stack.callback(writer.close)
-        yield writers
+        yield
 
 
 class _LogFile(logging.FileHandler):
