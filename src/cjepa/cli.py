@@ -18,7 +18,7 @@ from cjepa import __version__
 from cjepa.errors import CjepaError, InputError, NoValidCheckpointError, StoppedEarly
 
 if TYPE_CHECKING:
-    from cjepa.runs import Evaluation
+    from cjepa.evaluation import Evaluation
 
 
 class _Commands(TyperGroup):
@@ -124,9 +124,9 @@ def pretrain(
     typer.echo(f"pictures: {folder / PICTURES}")
 
 
-@app.command(cls=_EvaluateCommand, short_help="Evaluate the frozen encoder of a run.")
+@app.command(cls=_EvaluateCommand, short_help="Evaluate the encoder of a run.")
 def evaluate(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The evaluation: knn or linear.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The evaluation; see below.")],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
     changes: Changes = None,
     encoder: Annotated[str, typer.Option(help="Which encoder: target or context.")] = "target",
@@ -136,10 +136,10 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
-    """Evaluate the frozen encoder of RUN beside what it has to beat: cjepa evaluate knn RUN k=[20].
+    """Evaluate the encoder of RUN beside what it has to beat: cjepa evaluate knn RUN k=[20].
 
-    That is raw pixels, colour statistics and the untrained encoder. Every result is a line of RUN/evaluations.jsonl,
-    and none is computed twice.
+    That is the untrained encoder and, for evaluations of pooled features, raw pixels and colour statistics. Every
+    result is a line of RUN/evaluations.jsonl, and none is computed twice. Interrupted, the same command continues.
     """
     from cjepa.build import When, Which
     from cjepa.cli_text import results_table, results_text

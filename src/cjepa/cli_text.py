@@ -17,6 +17,7 @@ from cjepa.types import Part
 
 WIDTH = 80
 _BASELINES = ("raw pixels", "colour statistics")
+_COUNTED = {"train_images": "training", "test_images": "test images", "sequences": "sequences"}
 
 
 def config_help() -> str:
@@ -101,7 +102,7 @@ def outcome_text(outcome: Outcome) -> str:
 
 def results_table(results: Sequence[Result]) -> Table:
     """One row for each kind of features, what is to beat first."""
-    table = _table("features", f"{results[0].name}, percent of the test images")
+    table = _table("features", f"{results[0].name}, percent")
     names = list(results[0].values)
     for name in names:
         table.add_column(name, justify="right")
@@ -120,8 +121,10 @@ def results_text(results: Sequence[Result], run: Path) -> str:
     """The protocol in words, and where the lines are."""
     protocol = results[0].protocol
     height, width = protocol["image_size"]
-    counted = f"{protocol['train_images']:,} training and {protocol['test_images']:,} test images"
-    return f"{counted} of {protocol['classes']} classes, {height} x {width} pixels\nkept in {run / 'evaluations.jsonl'}"
+    counted = " and ".join(f"{protocol[key]:,} {words}" for key, words in _COUNTED.items() if key in protocol)
+    if "classes" in protocol:
+        counted += f" of {protocol['classes']} classes"
+    return f"{counted}, {height} x {width} pixels\nkept in {run / 'evaluations.jsonl'}"
 
 
 def demo_table(demo: Demo) -> Table:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from cjepa.errors import InputError
 from cjepa.evaluation.features import LabelledFeatures, constant_dimensions
+from cjepa.evaluation.pooling import LAST_LAYER, PoolingConfig
 from cjepa.randomness import Stream, uniform_rows
 from cjepa.types import Part
 
@@ -35,6 +36,8 @@ class LinearConfig(Part):
     """Share of each class's training images that the strength is chosen on."""
     max_iterations: int = Field(100, gt=0)
     """Iterations of L-BFGS for each strength; a fit that is stopped by it is used as it is."""
+    pooling: PoolingConfig = LAST_LAYER
+    """How patch embeddings become the features of an image."""
 
 
 def linear_accuracy(config: LinearConfig, features: LabelledFeatures) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from cjepa.runs.demo import Demo, run_demo
 from cjepa.runs.doctor import Diagnosis, diagnose, environment
-from cjepa.runs.evaluating import Evaluation, Result, evaluate_run
+from cjepa.runs.evaluating import Result, evaluate_run
 from cjepa.runs.pictures import PICTURES, draw_pictures
 from cjepa.runs.pretraining import Outcome, pretrain
 
@@ -10,7 +10,6 @@ __all__ = [
     "PICTURES",
     "Demo",
     "Diagnosis",
-    "Evaluation",
     "Outcome",
     "Result",
     "diagnose",
