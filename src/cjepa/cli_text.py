@@ -37,7 +37,7 @@ def evaluation_help() -> str:
     """The keys of every evaluation."""
     lines = ["Keys of the evaluations with their defaults:"]
     for part in parts_of(EvaluationConfig):
-        lines += ["", f"{variant_name(part)}: {_sentence(part)}"]
+        lines += ["", *_wrapped(f"{variant_name(part)}: {_sentence(part)}")]
         lines += [line for row in describe_keys(part) if row.key != "name" for line in _key_lines(row)]
     return "\n".join(lines)
 
@@ -107,7 +107,7 @@ def results_table(results: Sequence[Result]) -> Table:
     for name in names:
         table.add_column(name, justify="right")
     for result in results:
-        table.add_row(_features(result), *(f"{result.values[name]:.1f}" for name in names))
+        table.add_row(_features(result), *(_number(result.values[name]) for name in names))
     return table
 
 

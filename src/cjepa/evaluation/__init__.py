@@ -6,10 +6,12 @@ from typing import Annotated, assert_never
 from pydantic import Field
 
 from cjepa.data import DataConfig
+from cjepa.evaluation.attentive import AttentiveConfig, open_attentive
 from cjepa.evaluation.features import LabelledFeatures
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
 from cjepa.evaluation.labelled import LabelledImages
 from cjepa.evaluation.linear import LinearConfig, linear_accuracy
+from cjepa.evaluation.linear_sgd import LinearSgdConfig, open_linear_sgd
 from cjepa.evaluation.lowshot import LowshotConfig, lowshot_accuracy
 from cjepa.evaluation.retrieval import RetrievalConfig, retrieval_recall
 from cjepa.evaluation.task import FeatureTask, Task
@@ -17,7 +19,7 @@ from cjepa.evaluation.task import FeatureTask, Task
 FeatureEvaluation = KnnConfig | LinearConfig | LowshotConfig | RetrievalConfig
 """Functions of frozen features with labels: cheap enough to be measured while a run trains."""
 
-Evaluation = FeatureEvaluation
+Evaluation = FeatureEvaluation | LinearSgdConfig | AttentiveConfig
 EvaluationConfig = Annotated[Evaluation, Field(discriminator="name")]
 
 
@@ -45,5 +47,9 @@ def open_task(config: Evaluation, data: DataConfig, images: Callable[[], Labelle
     match config:
         case KnnConfig() | LinearConfig() | LowshotConfig() | RetrievalConfig():
             return FeatureTask(images(), config.pooling, lambda features: evaluate(config, features))
+        case LinearSgdConfig():
+            return open_linear_sgd(config, images())
+        case AttentiveConfig():
+            return open_attentive(config, images())
         case _:
             assert_never(config)

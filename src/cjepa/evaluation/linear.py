@@ -51,7 +51,7 @@ def linear_accuracy(config: LinearConfig, features: LabelledFeatures) -> dict[st
     labels = features.train_labels.cpu().numpy()
     strengths = sorted(set(config.inverse_regularisation))
     if len(strengths) > 1:
-        held_out = _validation(labels, config.validation_share)
+        held_out = validation_images(labels, config.validation_share)
         scores = _path(config, strengths, train[~held_out], labels[~held_out], train[held_out], labels[held_out])
         best = strengths[int(np.argmax(scores))]
         _logger.info("linear: validation accuracies %s for C = %s; chosen %g", scores, strengths, best)
@@ -80,7 +80,7 @@ def _whitened(features: LabelledFeatures) -> tuple[Float[np.ndarray, "n D"], Flo
     return train.numpy(), test.numpy()
 
 
-def _validation(labels: Int[np.ndarray, "n"], share: float) -> Bool[np.ndarray, "n"]:
+def validation_images(labels: Int[np.ndarray, "n"], share: float) -> Bool[np.ndarray, "n"]:
     """A stratified choice, the same for the same labels: at least one image of each class of two or more."""
     draws = uniform_rows(0, Stream.EVALUATION, 0, 0, len(labels), 1)[:, 0]
     held_out = np.zeros(len(labels), dtype=bool)
