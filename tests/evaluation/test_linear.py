@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from cjepa.errors import InputError
 from cjepa.evaluation.features import LabelledFeatures
-from cjepa.evaluation.linear import LinearConfig, validation_images, linear_accuracy
+from cjepa.evaluation.linear import LinearConfig, linear_accuracy, validation_images
 
 
 @cache

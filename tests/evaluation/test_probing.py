@@ -6,10 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from cjepa.data import DataConfig, FolderConfig, open_source
 from cjepa.errors import DivergedError, InputError, StoppedEarly
 from cjepa.evaluation import fitting
 from cjepa.evaluation.attentive import AttentiveConfig, AttentiveHead, open_attentive
@@ -17,40 +15,19 @@ from cjepa.evaluation.fitting import SCALE, Plan, fit, warmup_cosine
 from cjepa.evaluation.labelled import LabelledImages
 from cjepa.evaluation.linear_sgd import LinearSgdConfig, open_linear_sgd
 from cjepa.evaluation.work import Work
-from cjepa.models import EncoderConfig, VisionTransformer
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.runs.keeping import RunKeeper
-
-MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-
-
-def write_colours(folder: Path, count: int, seed: int) -> None:
-    """Noise around a colour of each class, which any encoder shows."""
-    random = np.random.default_rng(seed)
-    for number, name in enumerate("abc"):
-        (folder / name).mkdir(parents=True)
-        for index in range(count):
-            pixels = random.normal(100, 40, (16, 16, 3))
-            pixels[..., number] += 60
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{index}.png")
+from tests.evaluation.labelled_colours import labelled_colours, small_encoder
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
-    folder = tmp_path_factory.mktemp("images")
-    write_colours(folder / "train", 20, 0)
-    write_colours(folder / "test", 12, 1)
-    data = DataConfig(source=FolderConfig(path=folder), image_size=16, mean=MEAN, std=STD)
-    splits = open_source(data, 0)
-    assert splits.test is not None
-    return LabelledImages(data, splits.train, splits.test)
+    return labelled_colours(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture
 def encoder() -> PretrainedEncoder:
-    transformer = VisionTransformer(EncoderConfig(width=32, depth=2, heads=2, patch_size=4))
-    transformer.initialise(torch.Generator().manual_seed(0))
-    return PretrainedEncoder(transformer, (16, 16), MEAN, STD)
+    return small_encoder()
 
 
 def linear_task(images: LabelledImages, **changes: object) -> tuple[LinearSgdConfig, LabelledImages]:

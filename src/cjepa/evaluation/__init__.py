@@ -8,6 +8,7 @@ from pydantic import Field
 from cjepa.data import DataConfig
 from cjepa.evaluation.attentive import AttentiveConfig, open_attentive
 from cjepa.evaluation.features import LabelledFeatures
+from cjepa.evaluation.finetune import FinetuneConfig, open_finetune
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
 from cjepa.evaluation.labelled import LabelledImages
 from cjepa.evaluation.linear import LinearConfig, linear_accuracy
@@ -19,7 +20,7 @@ from cjepa.evaluation.task import FeatureTask, Task
 FeatureEvaluation = KnnConfig | LinearConfig | LowshotConfig | RetrievalConfig
 """Functions of frozen features with labels: cheap enough to be measured while a run trains."""
 
-Evaluation = FeatureEvaluation | LinearSgdConfig | AttentiveConfig
+Evaluation = FeatureEvaluation | LinearSgdConfig | AttentiveConfig | FinetuneConfig
 EvaluationConfig = Annotated[Evaluation, Field(discriminator="name")]
 
 
@@ -51,5 +52,7 @@ def open_task(config: Evaluation, data: DataConfig, images: Callable[[], Labelle
             return open_linear_sgd(config, images())
         case AttentiveConfig():
             return open_attentive(config, images())
+        case FinetuneConfig():
+            return open_finetune(config, images())
         case _:
             assert_never(config)
