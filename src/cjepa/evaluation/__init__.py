@@ -7,6 +7,7 @@ from pydantic import Field
 
 from cjepa.data import DataConfig
 from cjepa.evaluation.attentive import AttentiveConfig, open_attentive
+from cjepa.evaluation.clevr import CountingConfig, DistanceConfig, open_counting, open_distance
 from cjepa.evaluation.features import LabelledFeatures
 from cjepa.evaluation.finetune import FinetuneConfig, open_finetune
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
@@ -15,12 +16,21 @@ from cjepa.evaluation.linear import LinearConfig, linear_accuracy
 from cjepa.evaluation.linear_sgd import LinearSgdConfig, open_linear_sgd
 from cjepa.evaluation.lowshot import LowshotConfig, lowshot_accuracy
 from cjepa.evaluation.retrieval import RetrievalConfig, retrieval_recall
+from cjepa.evaluation.segmentation import SegmentationConfig, open_segmentation
 from cjepa.evaluation.task import FeatureTask, Task
 
 FeatureEvaluation = KnnConfig | LinearConfig | LowshotConfig | RetrievalConfig
 """Functions of frozen features with labels: cheap enough to be measured while a run trains."""
 
-Evaluation = FeatureEvaluation | LinearSgdConfig | AttentiveConfig | FinetuneConfig
+Evaluation = (
+    FeatureEvaluation
+    | LinearSgdConfig
+    | AttentiveConfig
+    | FinetuneConfig
+    | SegmentationConfig
+    | CountingConfig
+    | DistanceConfig
+)
 EvaluationConfig = Annotated[Evaluation, Field(discriminator="name")]
 
 
@@ -54,5 +64,11 @@ def open_task(config: Evaluation, data: DataConfig, images: Callable[[], Labelle
             return open_attentive(config, images())
         case FinetuneConfig():
             return open_finetune(config, images())
+        case SegmentationConfig():
+            return open_segmentation(config, data)
+        case CountingConfig():
+            return open_counting(config, data)
+        case DistanceConfig():
+            return open_distance(config, data)
         case _:
             assert_never(config)
