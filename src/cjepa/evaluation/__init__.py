@@ -8,6 +8,7 @@ from pydantic import Field
 from cjepa.data import DataConfig
 from cjepa.evaluation.attentive import AttentiveConfig, open_attentive
 from cjepa.evaluation.clevr import CountingConfig, DistanceConfig, open_counting, open_distance
+from cjepa.evaluation.detection import DetectionConfig, open_detection
 from cjepa.evaluation.features import LabelledFeatures
 from cjepa.evaluation.finetune import FinetuneConfig, open_finetune
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
@@ -30,6 +31,7 @@ Evaluation = (
     | SegmentationConfig
     | CountingConfig
     | DistanceConfig
+    | DetectionConfig
 )
 EvaluationConfig = Annotated[Evaluation, Field(discriminator="name")]
 
@@ -70,5 +72,7 @@ def open_task(config: Evaluation, data: DataConfig, images: Callable[[], Labelle
             return open_counting(config, data)
         case DistanceConfig():
             return open_distance(config, data)
+        case DetectionConfig():
+            return open_detection(config, data)
         case _:
             assert_never(config)

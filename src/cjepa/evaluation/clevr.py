@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,7 +92,7 @@ def open_counting(config: CountingConfig, data: DataConfig) -> FeatureTask:
 
 def open_distance(config: DistanceConfig, data: DataConfig) -> FeatureTask:
     """The scenes with the class of their nearest object's distance."""
-    classes = tuple(f"{low:g} to {high:g}" for low, high in zip(DISTANCES, DISTANCES[1:], strict=False))
+    classes = tuple(f"{low:g} to {high:g}" for low, high in pairwise(DISTANCES))
     images = _open(config.data.expanduser(), data, distance_class, classes)
     return FeatureTask(images, config.probe.pooling, lambda features: _accuracy("distance", config.probe, features))
 
