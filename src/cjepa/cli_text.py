@@ -16,8 +16,8 @@ from cjepa.runs import Demo, Diagnosis, Outcome, Result
 from cjepa.types import Part
 
 WIDTH = 80
-_BASELINES = ("raw pixels", "colour statistics")
-_COUNTED = {"train_images": "training", "test_images": "test images", "sequences": "sequences"}
+_ENCODERS = ("untrained", "target", "context")
+_COUNTED = {"train_images": "training", "test_images": "test images", "sequences": "sequences", "frames": "frames"}
 
 
 def config_help() -> str:
@@ -112,7 +112,7 @@ def results_table(results: Sequence[Result]) -> Table:
 
 
 def _features(result: Result) -> str:
-    if result.encoder in _BASELINES:
+    if result.encoder not in _ENCODERS:
         return result.encoder
     return f"{result.encoder} encoder" + (f", step {result.step}" if result.step else "")
 
@@ -120,11 +120,13 @@ def _features(result: Result) -> str:
 def results_text(results: Sequence[Result], run: Path) -> str:
     """The protocol in words, and where the lines are."""
     protocol = results[0].protocol
-    height, width = protocol["image_size"]
     counted = " and ".join(f"{protocol[key]:,} {words}" for key, words in _COUNTED.items() if key in protocol)
     if "classes" in protocol:
         counted += f" of {protocol['classes']} classes"
-    return f"{counted}, {height} x {width} pixels\nkept in {run / 'evaluations.jsonl'}"
+    if "image_size" in protocol:
+        height, width = protocol["image_size"]
+        counted += f", {height} x {width} pixels"
+    return f"{counted}\nkept in {run / 'evaluations.jsonl'}"
 
 
 def demo_table(demo: Demo) -> Table:

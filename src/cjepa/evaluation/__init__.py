@@ -19,6 +19,7 @@ from cjepa.evaluation.lowshot import LowshotConfig, lowshot_accuracy
 from cjepa.evaluation.retrieval import RetrievalConfig, retrieval_recall
 from cjepa.evaluation.segmentation import SegmentationConfig, open_segmentation
 from cjepa.evaluation.task import FeatureTask, Task
+from cjepa.evaluation.video import VideoConfig, open_video
 
 FeatureEvaluation = KnnConfig | LinearConfig | LowshotConfig | RetrievalConfig
 """Functions of frozen features with labels: cheap enough to be measured while a run trains."""
@@ -32,6 +33,7 @@ Evaluation = (
     | CountingConfig
     | DistanceConfig
     | DetectionConfig
+    | VideoConfig
 )
 EvaluationConfig = Annotated[Evaluation, Field(discriminator="name")]
 
@@ -74,5 +76,7 @@ def open_task(config: Evaluation, data: DataConfig, images: Callable[[], Labelle
             return open_distance(config, data)
         case DetectionConfig():
             return open_detection(config, data)
+        case VideoConfig():
+            return open_video(config, data)
         case _:
             assert_never(config)

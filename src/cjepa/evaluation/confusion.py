@@ -1,13 +1,13 @@
 """Scores of a segmentation, from how often each class was taken for which."""
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from cjepa.evaluation.segmentation_data import UNSCORED
 
 
 def confusion_of(
-    truth: Int[np.ndarray, "H W"], predicted: Int[np.ndarray, "H W"], classes: int
+    truth: Integer[np.ndarray, "H W"], predicted: Integer[np.ndarray, "H W"], classes: int
 ) -> Int[np.ndarray, "C C"]:
     """Pixels of each true class (rows) that were taken for each class (columns); UNSCORED ones are left out."""
     scored = truth != UNSCORED

@@ -15,7 +15,13 @@ from cjepa.runs.pretraining import DATA
 from cjepa.training.checkpoint import CheckpointStore
 
 PACKAGES = ("cjepa", "torch", "numpy", "pillow", "pydantic", "safetensors", "scikit-learn", "matplotlib")
-EXTRAS = {"demo": "scikit-image", "tensorboard": "tensorboard", "wandb": "wandb"}
+EXTRAS = {
+    "demo": "scikit-image",
+    "evaluation": "timm",
+    "detection": "pycocotools",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+}
 """Optional extras of the package and the distribution that each brings."""
 _SIDE, _REPEATS = 768, 5
 
