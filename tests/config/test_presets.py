@@ -12,7 +12,7 @@ from cjepa.errors import InputError
 
 def test_the_presets_that_are_promised_exist() -> None:
     paper = {f"imagenet-vit-{size}" for size in "tsbl"}
-    assert set(preset_names()) == {"demo", "camvid", "cifar10", "small-96", "small-224"} | paper
+    assert set(preset_names()) == {"demo", "camvid", "cifar10", "cifar10-small", "small-96", "small-224"} | paper
 
 
 @pytest.mark.parametrize("name", preset_names())

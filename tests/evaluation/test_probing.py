@@ -205,6 +205,6 @@ def test_the_attentive_head_equals_torch_s_attention() -> None:
 def test_lars_without_timm_is_refused(images: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    monkeypatch.setitem(sys.modules, "timm.optim", None)
+    monkeypatch.setitem(sys.modules, "timm.optim.lars", None)
     with pytest.raises(InputError, match=r"LARS needs timm: pip install .* or use optimizer=sgd"):
         open_linear_sgd(*linear_task(images, optimizer="lars"))

@@ -63,7 +63,7 @@ def contour(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
 
 def _near(pixels: Bool[np.ndarray, "H W"], reach: int) -> Bool[np.ndarray, "H W"]:
     """Pixels within this Euclidean distance of the given ones."""
-    from scipy.ndimage import distance_transform_edt
+    from scipy.ndimage import distance_transform_edt  # scikit-learn brings it
 
     near: np.ndarray = distance_transform_edt(~pixels) <= reach
     return near

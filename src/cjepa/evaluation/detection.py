@@ -137,7 +137,7 @@ class DetectionTask(EncoderTask):
             torch.manual_seed(work.seed)  # the same start for every encoder
             model = build_detector(copy.deepcopy(encoder), self.config.channels, len(self.data.labels), self.side)
         model = model.to(work.device)
-        model.backbone.encoder.requires_grad_(self.config.tune > 0)
+        backbone_of(model).encoder.requires_grad_(self.config.tune > 0)
         fit(self._plan(model, work), work)
         return scores(self.data.test.index, self._found(model.eval(), work))
 
@@ -252,13 +252,18 @@ def to_image(prediction: dict[str, Tensor], fitted_to: tuple[int, int], size: tu
     return prediction | {"boxes": torch.minimum(boxes.clamp(min=0), limit), "masks": masks}
 
 
-def _groups(model: nn.Module, config: DetectionConfig) -> list[dict[str, Any]]:
-    """Heads and pyramid at the full rate; the encoder's blocks at rates that fall towards the pixels."""
+def backbone_of(model: nn.Module) -> Backbone:
+    """The part of a detector that holds the encoder."""
     backbone = model.backbone
     assert isinstance(backbone, Backbone)
-    transformer = backbone.encoder.encoder
+    return backbone
+
+
+def _groups(model: nn.Module, config: DetectionConfig) -> list[dict[str, Any]]:
+    """Heads and pyramid at the full rate; the encoder's blocks at rates that fall towards the pixels."""
+    transformer = backbone_of(model).encoder.encoder
     depth = len(transformer.blocks)
-    layers = [(transformer.patch_projection, depth)] if config.tune else []
+    layers: list[tuple[nn.Module, int]] = [(transformer.patch_projection, depth)] if config.tune else []
     layers += [(block, depth - 1 - number) for number, block in enumerate(transformer.blocks)] if config.tune else []
     scales = {
         id(each): config.rate * config.tune * config.layer_decay**steps

@@ -152,7 +152,9 @@ class FinetuneTask(EncoderTask):
             return cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
 
         model.train()
-        modules: dict[str, nn.Module] = {"model": model} | ({"averaged": averaged} if averaged is not None else {})
+        modules: dict[str, nn.Module] = {"model": model}
+        if averaged is not None:
+            modules["averaged"] = averaged
         return Plan(
             modules=modules,
             optimizer=torch.optim.AdamW(parameter_groups(model, config, size), betas=BETAS),
@@ -233,7 +235,7 @@ def _erased(images: Float[Tensor, "B 3 H W"], chance: float) -> Float[Tensor, "B
         return images
     from torchvision.transforms.v2 import RandomErasing
 
-    erase = RandomErasing(p=chance, scale=(0.02, 1 / 3), value="random")  # type: ignore[arg-type]
+    erase = RandomErasing(p=chance, scale=(0.02, 1 / 3), value="random")
     return torch.stack([erase(image) for image in images])
 
 

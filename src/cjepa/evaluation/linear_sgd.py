@@ -1,7 +1,8 @@
 """The linear probe of MAE and I-JEPA: a linear head on random crops, by LARS or SGD."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -78,23 +79,23 @@ def _head(features: int, classes: int) -> nn.Module:
 
 
 def _optimizer(config: LinearSgdConfig, heads: list[nn.Module], batch_size: int) -> torch.optim.Optimizer:
-    groups = []
+    groups: list[dict[str, Any]] = []
     for head, rate in zip(heads, config.rates, strict=True):
         for parameter in head.parameters():
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
             scale = rate * batch_size / REFERENCE_BATCH
-            groups.append({"params": [parameter], "weight_decay": decay, SCALE: scale, "lr": scale})
+            group = {"params": [parameter], "weight_decay": decay, SCALE: scale, "lr": scale}
+            if config.optimizer == "lars":
+                group["always_adapt"] = parameter.ndim > 1  # as MAE: matrices, also without decay, and no bias
+            groups.append(group)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=1.0, momentum=MOMENTUM)
-    for group in groups:
-        group["always_adapt"] = group["params"][0].ndim > 1  # as MAE: matrices, also without decay, and no bias
-    optimizer: torch.optim.Optimizer = _lars()(groups, lr=1.0, momentum=MOMENTUM)
-    return optimizer
+    return _lars()(groups)
 
 
-def _lars() -> type[torch.optim.Optimizer]:
+def _lars() -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer]:
     try:
-        from timm.optim import Lars
+        from timm.optim.lars import Lars
     except ImportError as error:
         raise InputError('LARS needs timm: pip install "cjepa[evaluation]", or use optimizer=sgd') from error
-    return Lars
+    return partial(Lars, lr=1.0, momentum=MOMENTUM)

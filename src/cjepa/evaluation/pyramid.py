@@ -64,6 +64,7 @@ class LinearHead(nn.Module):
         self.norm = nn.BatchNorm2d(features)
         self.classify = nn.Conv2d(features, classes, 1)
         nn.init.normal_(self.classify.weight, std=0.01)
+        assert self.classify.bias is not None
         nn.init.zeros_(self.classify.bias)
 
     def forward(self, patches: Float[Tensor, "B F h w"]) -> Float[Tensor, "B C h w"]:
@@ -92,6 +93,7 @@ class SemanticFpn(nn.Module):
         finest = maps[0].shape[2:]
         total = torch.zeros_like(maps[0])
         for level, branch in zip(maps, self.branches, strict=True):
+            assert isinstance(branch, nn.ModuleList)
             for stage in branch:
                 level = stage(level)
                 if level.shape[2:] != finest:

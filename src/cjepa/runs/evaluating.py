@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +108,11 @@ class _Measured:
 
     def baseline(self, name: str, tasks: Sequence[tuple[Evaluation, Task]]) -> list[Result]:
         """What a function of the pixels reaches."""
-        return [
-            self._result(name, 0, evaluation, task, lambda work, task=task: task.measure_baseline(name, work))
-            for evaluation, task in tasks
-        ]
+        results = []
+        for evaluation, task in tasks:
+            measure = partial(task.measure_baseline, name)
+            results.append(self._result(name, 0, evaluation, task, measure))
+        return results
 
     def encoder(
         self, name: str, step: int, evaluation: Evaluation, task: Task, build: Callable[[], PretrainedEncoder]
