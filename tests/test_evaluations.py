@@ -1,9 +1,11 @@
 """Every evaluation through `evaluate_run`: its line beside the untrained encoder's, the cache, and resuming."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cjepa.config.presets import resolve
 from cjepa.errors import StoppedEarly
@@ -88,6 +90,16 @@ def test_a_line_beside_the_untrained_encoder_s_and_never_twice(run: Path, data: 
     assert not (run / UNFINISHED).exists()
     assert evaluate_run(run, [evaluation], device="cpu") == results
     assert len(rows) == len([row for row in read_rows(run / "evaluations.jsonl") if row["name"] == evaluation.name])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("number", range(10))
+def test_a_gpu_gives_values_too(run: Path, data: Path, number: int, tmp_path: Path) -> None:
+    evaluation, _ = cases(data)[number]
+    copied = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations.jsonl"))
+    (result,) = evaluate_run(copied, [evaluation], device="cuda", comparisons=False)
+    assert np.isfinite(list(result.values.values())).all()
 
 
 def test_stopped_by_a_signal_the_same_call_continues(run: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_a_file_wins_over_nothing_and_a_preset_over_a_file(tmp_path: Path, monke
     [
         ("cifar", "did you mean cifar10"),
         ("imagenet-vit-x", "did you mean imagenet-vit-"),
-        ("zebra", "presets are camvid, cifar10, demo"),
+        ("zebra", "presets are camvid, cifar10, cifar10-small"),
         ("missing.yaml", "cannot read missing.yaml"),
         (".", "is a folder; give a preset"),
     ],
