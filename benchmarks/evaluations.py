@@ -49,18 +49,22 @@ def demo_suite() -> list[Evaluation]:
         LinearConfig(pooling=four),
         LowshotConfig(shares=(), per_class=(1, 5, 10)),
         RetrievalConfig(),
-        LinearSgdConfig(epochs=60, warmup_epochs=5, batch_size=120, rates=(0.3, 1.0, 3.0), optimizer="sgd"),
-        AttentiveConfig(epochs=30, batch_size=120),
-        FinetuneConfig(epochs=60, batch_size=120, base_rate=2e-3, layer_decay=0.75, randaugment=0),
+        LinearSgdConfig(epochs=15, warmup_epochs=2, batch_size=120, rates=(0.3, 1.0, 3.0), optimizer="sgd"),
+        AttentiveConfig(epochs=10, batch_size=120),
+        FinetuneConfig(epochs=15, warmup_epochs=2, batch_size=60, base_rate=4e-3, layer_decay=0.75, randaugment=0),
     ]
 
 
 def camvid_suite(data: Path, scratch: Path) -> list[Evaluation]:
     write_video(data, scratch)
     return [
-        SegmentationConfig(data=data, unlabelled=11, shorter_side=180, epochs=8, rate=3e-3),
+        SegmentationConfig(data=data, unlabelled=11, shorter_side=96, epochs=4, rate=3e-3),
         VideoConfig(data=scratch, shorter_side=184, radius=6),
     ]
+
+
+def chosen(suite: list[Evaluation], only: list[str] | None) -> list[Evaluation]:
+    return [evaluation for evaluation in suite if only is None or evaluation.name in only]
 
 
 def write_video(data: Path, out: Path) -> None:
@@ -150,14 +154,16 @@ def main() -> None:
     parser.add_argument("run", nargs="?", type=Path)
     parser.add_argument("--data", type=Path, help="CamVid's folder, with images and masks")
     parser.add_argument("--scratch", type=Path, default=Path("scratch/evaluations"))
+    parser.add_argument("--only", nargs="+", help="names of evaluations, where not all are wanted")
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
     if arguments.report:
         print(report())
     elif arguments.checkpoint == "demo":
-        measure("demo", arguments.run, demo_suite())
+        measure("demo", arguments.run, chosen(demo_suite(), arguments.only))
     elif arguments.checkpoint == "camvid" and arguments.data is not None:
-        measure("camvid", arguments.run, camvid_suite(arguments.data, arguments.scratch / "street"))
+        suite = camvid_suite(arguments.data, arguments.scratch / "street")
+        measure("camvid", arguments.run, chosen(suite, arguments.only))
     else:
         parser.error("name a checkpoint and its run; camvid needs --data")
 

@@ -105,13 +105,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--knn-rounds", type=int, default=3)
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
     if not arguments.report:
         rows = [
             measure_features(arguments.rounds, arguments.images, 16, precision) for precision in ("float32", "bfloat16")
         ]
-        rows.append(measure_knn(3, 192))
+        rows.append(measure_knn(arguments.knn_rounds, 192))
         content = {"environment": describe_environment(), "threads": torch.get_num_threads(), "rows": rows}
         RESULTS.write_text(json.dumps(content, indent=1) + "\n")
     print(report())
