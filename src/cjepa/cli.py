@@ -16,7 +16,7 @@ from cjepa.cli_terminal import messages_on_terminal, print_table
 from cjepa.errors import CjepaError, InputError, NoValidCheckpointError, StoppedEarly
 
 if TYPE_CHECKING:
-    from cjepa.runs import Evaluation
+    from cjepa.evaluation import Evaluation
 
 
 class _Commands(TyperGroup):
@@ -146,9 +146,9 @@ def pretrain(
         typer.echo(f"report: {write_report({folder.resolve().name: folder})}")
 
 
-@app.command(cls=_EvaluateCommand, short_help="Evaluate the frozen encoder of a run.")
+@app.command(cls=_EvaluateCommand, short_help="Evaluate the encoder of a run.")
 def evaluate(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The evaluation: knn or linear.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The evaluation; see below.")],
     run: Weights,
     changes: Changes = None,
     encoder: Annotated[str, typer.Option(help="Which encoder: target or context.")] = "target",
@@ -158,10 +158,10 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
-    """Evaluate the frozen encoder of RUN beside what it has to beat: cjepa evaluate knn RUN k=[20].
+    """Evaluate the encoder of RUN beside what it has to beat: cjepa evaluate knn RUN k=[20].
 
-    That is raw pixels, colour statistics and the untrained encoder. Every result is a line of RUN/evaluations.jsonl,
-    and none is computed twice.
+    That is the untrained encoder and, for evaluations of pooled features, raw pixels and colour statistics. Every
+    result is a line of RUN/evaluations.jsonl, and none is computed twice. Interrupted, the same command continues.
     """
     from cjepa.build import When, Which
     from cjepa.cli_text import results_table, results_text

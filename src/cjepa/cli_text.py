@@ -20,7 +20,8 @@ from cjepa.types import Part
 WIDTH = 80
 _SHOWN = 6
 """Names that are listed before the rest is left out."""
-_BASELINES = ("raw pixels", "colour statistics")
+_ENCODERS = ("untrained", "target", "context")
+_COUNTED = {"train_images": "training", "test_images": "test images", "sequences": "sequences", "frames": "frames"}
 
 
 def config_help() -> str:
@@ -49,7 +50,7 @@ def export_help() -> str:
 def _variants_help(title: str, union: Any) -> str:
     lines = [title]
     for part in parts_of(union):
-        lines += ["", f"{variant_name(part)}: {_sentence(part)}"]
+        lines += ["", *_wrapped(f"{variant_name(part)}: {_sentence(part)}")]
         lines += [line for row in describe_keys(part) if row.key != "name" for line in _key_lines(row)]
     return "\n".join(lines)
 
@@ -114,17 +115,17 @@ def outcome_text(outcome: Outcome) -> str:
 
 def results_table(results: Sequence[Result]) -> Table:
     """One row for each kind of features, what is to beat first."""
-    table = _table("features", f"{results[0].name}, percent of the test images")
+    table = _table("features", f"{results[0].name}, percent")
     names = list(results[0].values)
     for name in names:
         table.add_column(name, justify="right")
     for result in results:
-        table.add_row(_features(result), *(f"{result.values[name]:.1f}" for name in names))
+        table.add_row(_features(result), *(_number(result.values[name]) for name in names))
     return table
 
 
 def _features(result: Result) -> str:
-    if result.encoder in _BASELINES:
+    if result.encoder not in _ENCODERS:
         return result.encoder
     return f"{result.encoder} encoder" + (f", step {result.step}" if result.step else "")
 
@@ -132,9 +133,13 @@ def _features(result: Result) -> str:
 def results_text(results: Sequence[Result], run: Path) -> str:
     """The protocol in words, and where the lines are."""
     protocol = results[0].protocol
-    height, width = protocol["image_size"]
-    counted = f"{protocol['train_images']:,} training and {protocol['test_images']:,} test images"
-    return f"{counted} of {protocol['classes']} classes, {height} x {width} pixels\nkept in {run / 'evaluations.jsonl'}"
+    counted = " and ".join(f"{protocol[key]:,} {words}" for key, words in _COUNTED.items() if key in protocol)
+    if "classes" in protocol:
+        counted += f" of {protocol['classes']} classes"
+    if "image_size" in protocol:
+        height, width = protocol["image_size"]
+        counted += f", {height} x {width} pixels"
+    return f"{counted}\nkept in {run / 'evaluations.jsonl'}"
 
 
 def export_text(written: Export) -> str:

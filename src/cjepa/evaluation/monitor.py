@@ -1,13 +1,14 @@
 """What is measured while a run trains: the representation, what the predictor explains, and a cheap accuracy."""
 
+import logging
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from cjepa.data import (
@@ -21,14 +22,19 @@ from cjepa.data import (
     labelled_only,
 )
 from cjepa.data.source import NO_LABEL, Subset
+from cjepa.errors import InputError
+from cjepa.evaluation import FeatureEvaluation, evaluate
 from cjepa.evaluation.features import LabelledFeatures, extract_features
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
+from cjepa.evaluation.pooling import LAST_LAYER
 from cjepa.evaluation.representation import dimension_std, effective_rank, explained_variance, position_errors
 from cjepa.evaluation.retrieval import crop_retrieval
 from cjepa.models import JEPA
 from cjepa.models.pretrained import normalise
 from cjepa.randomness import Stream, uniform_rows
 from cjepa.types import Part
+
+_log = logging.getLogger(__name__)
 
 NEIGHBOURS = 20
 _AT_ONCE = 1 << 20  # random numbers in memory
@@ -45,6 +51,15 @@ class MonitorConfig(Part):
     """Most images that are classified, or found again by another crop where there are no labels."""
     batch_size: int = Field(256, ge=2)
     """Images per forward pass."""
+    evaluations: tuple[Annotated[FeatureEvaluation, Field(discriminator="name")], ...] = ()
+    """More evaluations of the labelled images' features, as [{name: linear}]: as cjepa evaluate has them."""
+
+    @field_validator("evaluations")
+    @classmethod
+    def _of_the_last_layer(cls, evaluations: tuple[FeatureEvaluation, ...]) -> tuple[FeatureEvaluation, ...]:
+        if any(evaluation.pooling != LAST_LAYER for evaluation in evaluations):
+            raise ValueError("while a run trains, features are those of the last layer: leave pooling out")
+        return evaluations
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,13 @@ class Monitor:
         train = self._features(model, EvaluationImages(self.labelled.train, self.data))
         source, target = self.labelled.train, self.labelled.test
         features = LabelledFeatures.select(train, source.labels, test, target.labels, source.classes)
-        return knn_accuracy(KnnConfig(k=(NEIGHBOURS,)), features), train
+        values = knn_accuracy(KnnConfig(k=(NEIGHBOURS,)), features)
+        for evaluation in self.config.evaluations:
+            try:
+                values |= evaluate(evaluation, features)
+            except InputError as error:  # few images may not do for it; that must not end a run
+                _log.warning("monitor.evaluations: %s is left out: %s", evaluation.name, error)
+        return values, train
 
     def _features(self, model: JEPA, images: EvaluationImages | TwoCrops) -> Tensor:
         return extract_features(

@@ -114,6 +114,22 @@ class VisionTransformer(nn.Module):
         normed: Tensor = self.norm(last(tokens))
         return normed, weights
 
+    def last_layers(
+        self, images: Float[Tensor, "B 3 H W"], count: int, norm: bool = True
+    ) -> tuple[Float[Tensor, "B N D"], ...]:
+        """Outputs of the last `count` blocks, the last one last, each after the final LayerNorm or, without, before.
+
+        With count = 1 and norm that is what `forward` gives. ValueError for more blocks than there are.
+        """
+        if not 1 <= count <= len(self.blocks):
+            raise ValueError(f"the encoder has {len(self.blocks)} blocks, so its last {count} cannot be taken")
+        tokens, outputs = self.embed_patches(images), []
+        for number, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if number >= len(self.blocks) - count:
+                outputs.append(self.norm(tokens) if norm else tokens)
+        return tuple(outputs)
+
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """One embedding per image: the mean over its patches."""
         return self(images).mean(dim=1)

@@ -3,7 +3,7 @@
 from cjepa.runs.demo import Demo, run_demo
 from cjepa.runs.doctor import Diagnosis, diagnose, environment
 from cjepa.runs.embedding import Embedded, EmbeddingJob, embed_images
-from cjepa.runs.evaluating import Evaluation, Result, evaluate_run
+from cjepa.runs.evaluating import Result, evaluate_run
 from cjepa.runs.exporting import card_of, export_run
 from cjepa.runs.pictures import PICTURES, draw_pictures
 from cjepa.runs.pretraining import Outcome, pretrain
@@ -18,7 +18,6 @@ __all__ = [
     "Diagnosis",
     "Embedded",
     "EmbeddingJob",
-    "Evaluation",
     "Outcome",
     "Picture",
     "Replayed",

@@ -25,6 +25,9 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "timm": "timm",
     "transformers": "transformers",
+    "evaluation": "timm",
+    "detection": "pycocotools",
+    "tensorboard": "tensorboard",
     "wandb": "wandb",
 }
 """Optional extras of the package and the distribution that each brings."""
