@@ -29,7 +29,7 @@ from cjepa.runs.shard_writing import Packing
 from cjepa.training.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results" / "data.json"
-UNCACHED = "Parquet, one row group of six in memory"
+UNCACHED = "Parquet, one row group in memory"
 KINDS = ("folder", "shards", "shards, shorter side 256", "Parquet, all row groups in memory", UNCACHED)
 SIZE, BATCH, STEPS = 224, 20, 5
 _CACHE = data_parquet.CACHE_BYTES
