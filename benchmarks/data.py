@@ -42,7 +42,12 @@ def make(folder: Path, images: int) -> dict[str, Path]:
     pictures = folder / "pictures"
     pictures.mkdir()
     demo = open_source(
-        DataConfig(source=DemoConfig(train_crops=-(-images // 18), crop_size=(64, 160), tile_size=500, grey=False)), 0
+        DataConfig(
+            source=DemoConfig(
+                train_crops=-(-images // 18), test_crops=1, crop_size=(64, 160), tile_size=500, grey=False
+            )
+        ),
+        0,
     ).train
     for index in range(images):
         file = io.BytesIO()
