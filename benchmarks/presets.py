@@ -15,7 +15,6 @@ from benchmarks.demo import spread, train_and_evaluate, write
 from cjepa.config.presets import resolve
 
 RESULTS = Path(__file__).parent / "results" / "presets.json"
-HEADER = "| features | 20-NN | 20-NN, centred | linear | effective rank | seconds |"
 
 
 def measure(preset: str, data: Path, changes: list[str], scratch: Path) -> None:
@@ -31,19 +30,21 @@ def measure(preset: str, data: Path, changes: list[str], scratch: Path) -> None:
 def report() -> str:
     """One table for each run, as Markdown."""
     rows = json.loads(RESULTS.read_text())["rows"]
-    lines = []
+    lines: list[str] = []
     for run in dict.fromkeys(row["run"] for row in rows):
         lines += [
+            "",
             f"`{run}`",
             "",
-            "| features | 20-NN | 20-NN, centred | linear | rank | seconds |",
-            "|---|---|---|---|---|---|",
+            "| features | 20-NN | 20-NN, centred | linear | effective rank | images seen | seconds |",
+            "|---|---|---|---|---|---|---|",
         ]
         for row in (row for row in rows if row["run"] == run):
-            cells = [row["knn_20"], row["knn_20_centred"], row["linear"], row.get("effective_rank"), row.get("seconds")]
-            lines.append(f"| {row['features']} | {' | '.join('' if c is None else spread([c]) for c in cells)} |")
-        lines.append("")
-    return "\n".join(lines)
+            values = [row["knn_20"], row["knn_20_centred"], row["linear"], row.get("effective_rank")]
+            cells = ["" if value is None else spread([value]) for value in values]
+            cells += [f"{row[name]:,.0f}" if row.get(name) else "" for name in ("images_seen", "seconds")]
+            lines.append(f"| {row['features']} | {' | '.join(cells)} |")
+    return "\n".join(lines[1:])
 
 
 def main() -> None:

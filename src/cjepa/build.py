@@ -14,6 +14,7 @@ from cjepa.models import JEPA, VisionTransformer
 from cjepa.models.pretrained import PretrainedEncoder, normalise
 from cjepa.objectives import build_objective
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
+from cjepa.training.state import Progressed
 from cjepa.training.trainer import Trainer
 
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
@@ -78,7 +79,7 @@ def find_checkpoint(run: Path, when: When) -> Checkpoint:
     newest = store.newest()
     if newest is None:
         raise InputError(f"{run} has no checkpoint yet; wait for the first one, or start the run again")
-    return newest if when == "last" else store.load(newest.state["progress"]["best_step"])
+    return newest if when == "last" else store.load(Progressed.of(newest).best_step)
 
 
 def build_encoder(config: RunConfig, checkpoint: Checkpoint | None, which: Which = "target") -> PretrainedEncoder:
@@ -87,7 +88,8 @@ def build_encoder(config: RunConfig, checkpoint: Checkpoint | None, which: Which
         weights = build_model(config).encoder
     else:
         weights = VisionTransformer(config.model.encoder)
-        weights.load_state_dict(checkpoint.tensors("encoder" if which == "context" else "target_encoder"))
+        name = "encoder" if which == "context" else "target_encoder"
+        weights.load_state_dict(checkpoint.tensors(name, like=weights.state_dict()))
     encoder = PretrainedEncoder(weights, config.data.size, config.data.mean, config.data.std)
     return encoder.requires_grad_(False).eval()
 

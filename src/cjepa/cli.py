@@ -105,11 +105,19 @@ def pretrain(
     out: Annotated[
         Path | None, typer.Option(help="The run folder; a run that it holds is continued.", show_default="runs/PRESET")
     ] = None,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            help="A key, a group of keys or `images` that may differ from what the run began with; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Pre-train an encoder on a folder of images: cjepa pretrain small-96 data=DIR --out RUN.
 
-    RUN is continued when it holds a checkpoint; with another configuration it is refused, with the difference.
-    Ctrl-C or a scheduler's signal saves first and exits with 75; the same command continues.
+    RUN is continued when it holds a checkpoint; with another configuration it is refused, with the difference, unless
+    --allow-change names it. Ctrl-C or a scheduler's signal saves first and exits with 75; the same command continues.
     """
     from cjepa.cli_text import outcome_table, outcome_text
     from cjepa.config.presets import resolve
@@ -117,7 +125,7 @@ def pretrain(
     from cjepa.runs import pretrain as run
 
     folder = out or Path("runs") / Path(origin).stem
-    outcome = run(resolve(origin, changes or []), folder)
+    outcome = run(resolve(origin, changes or []), folder, allow_change or [])
     _print(outcome_table(outcome))
     typer.echo(outcome_text(outcome))
     draw_pictures({"trained": folder}, folder / PICTURES)
@@ -233,6 +241,18 @@ def doctor(run: RunToCheck = None) -> None:
         raise NoValidCheckpointError(
             f"none of the checkpoints of {run} is valid; put back a copy of one, or start a new run in another folder"
         )
+
+
+@app.command(short_help="Take again the steps that made a run give up.")
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+) -> None:
+    """The steps that ended a run with exit code 3, taken again from the weights and images it had; changes nothing."""
+    from cjepa.cli_text import replayed_text
+    from cjepa.runs import replay as again
+
+    typer.echo(replayed_text(again(run, device)))
 
 
 @config_app.command("list")

@@ -12,10 +12,12 @@ from cjepa.config import RunConfig, describe_keys, parts_of, variant_name
 from cjepa.config.help import REQUIRED, KeyHelp
 from cjepa.config.presets import preset_names, preset_summary
 from cjepa.evaluation import EvaluationConfig
-from cjepa.runs import Demo, Diagnosis, Outcome, Result, Sharded
+from cjepa.runs import Demo, Diagnosis, Outcome, Replayed, Result, Sharded
 from cjepa.types import Part
 
 WIDTH = 80
+_SHOWN = 6
+"""Names that are listed before the rest is left out."""
 _BASELINES = ("raw pixels", "colour statistics")
 
 
@@ -167,7 +169,7 @@ def environment_text(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def diagnosis_text(diagnosis: Diagnosis, run: Path) -> str:
-    """Every checkpoint, which one is used, and how far the run is."""
+    """Every checkpoint, which one is used, how far the run is, and what it met on the way."""
     lines = ["", f"run {run}"]
     for step, problems in diagnosis.checkpoints.items():
         mark = " <- used next" if step == diagnosis.used else ""
@@ -180,6 +182,20 @@ def diagnosis_text(diagnosis: Diagnosis, run: Path) -> str:
     elif diagnosis.used is not None:
         total = f" of {diagnosis.steps}" if diagnosis.steps else ""
         lines.append(f"  not complete: the same `cjepa pretrain` command continues after step {diagnosis.used}{total}")
+    return "\n".join([*lines, *(line for note in diagnosis.notes for line in _wrapped(note, "    ", "  "))])
+
+
+def replayed_text(steps: Sequence[Replayed]) -> str:
+    """Each step as it was and as it is now, and what is not finite in it."""
+    lines = []
+    for each in steps:
+        recorded = each.recorded
+        lines.append(f"step {recorded.step}: {recorded.reason}, {len(recorded.samples)} images")
+        lines.append(f"  recorded: loss {recorded.loss}, gradient {recorded.gradient_norm}")
+        same = "the same" if each.reproduced else "different" if each.samples_agree else "other images"
+        lines.append(f"  now: loss {each.loss}, gradient {each.gradient_norm} ({same})")
+        some = ", ".join(each.broken[:_SHOWN]) + (", ..." if len(each.broken) > _SHOWN else "")
+        lines += _wrapped(f"not finite in {len(each.broken)} parameters or their gradients: {some}", "    ", "  ")
     return "\n".join(lines)
 
 

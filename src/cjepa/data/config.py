@@ -9,6 +9,7 @@ from cjepa.data.demo import DemoConfig
 from cjepa.data.folder import FolderConfig
 from cjepa.data.huggingface import HuggingFaceConfig
 from cjepa.data.lists import ListConfig
+from cjepa.data.loader import PATIENCE
 from cjepa.data.parquet import ParquetConfig
 from cjepa.data.shards import ShardsConfig
 from cjepa.data.torchvision_sets import TorchvisionConfig
@@ -49,8 +50,10 @@ class DataConfig(Part):
     """Standard deviation of red, green and blue that normalisation divides by; the default is ImageNet's."""
     workers: int = Field(0, ge=0, le=256)
     """Processes that decode images, 0 for the main one; the batches are the same for any number."""
+    worker_timeout: float = Field(PATIENCE, gt=0, le=1e6)
+    """Seconds without a batch from the workers before the run is saved and stops, naming what they are reading."""
     max_pixels: int = Field(64_000_000, gt=0, le=PILLOW_LIMIT)
-    """Images with more pixels, by their header, count as unreadable; bounds memory to about 4 bytes a pixel."""
+    """Images with more pixels, by their header, count as unreadable; bounds memory to 16 bytes a pixel."""
     max_unreadable_share: float = Field(0.05, ge=0.0, le=1.0)
     """Share of images that may be unreadable, and are replaced by others, before the run stops."""
 

@@ -103,6 +103,7 @@ class Monitor:
             precision=self.precision,
             batch_size=self.config.batch_size,
             workers=self.data.workers,
+            patience=self.data.worker_timeout,
         )
 
     @torch.no_grad()

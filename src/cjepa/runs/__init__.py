@@ -5,6 +5,7 @@ from cjepa.runs.doctor import Diagnosis, diagnose, environment
 from cjepa.runs.evaluating import Evaluation, Result, evaluate_run
 from cjepa.runs.pictures import PICTURES, draw_pictures
 from cjepa.runs.pretraining import Outcome, pretrain
+from cjepa.runs.replaying import Replayed, replay
 from cjepa.runs.sharding import Sharded, index_shards, shard_images
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Diagnosis",
     "Evaluation",
     "Outcome",
+    "Replayed",
     "Result",
     "Sharded",
     "diagnose",
@@ -21,6 +23,7 @@ __all__ = [
     "evaluate_run",
     "index_shards",
     "pretrain",
+    "replay",
     "run_demo",
     "shard_images",
 ]

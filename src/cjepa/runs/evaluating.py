@@ -9,6 +9,7 @@ from typing import Any
 from cjepa.build import When, Which, build_encoder, choose_device, find_checkpoint, read_config
 from cjepa.config import RunConfig
 from cjepa.data import FolderConfig
+from cjepa.errors import StorageError
 from cjepa.evaluation import evaluate
 from cjepa.evaluation.baselines import colour_statistics, raw_pixels
 from cjepa.evaluation.features import LabelledFeatures
@@ -118,5 +119,5 @@ class _ResultLog:
         self._results.append(result)
         try:
             self._rows.append(asdict(result))
-        except OSError as error:
+        except (OSError, StorageError) as error:
             _log.warning("%s cannot be written (%s): the values are shown but not kept", self._rows.path, error)

@@ -1,0 +1,30 @@
+"""The tables in the documents are those that the committed scripts print from the committed results."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import demo, presets, step
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTED = {
+    "README.md": {demo.RESULTS: lambda: [demo.table(demo.RESULTS)]},
+    "docs/results.md": {
+        demo.RESULTS: lambda: [demo.table(demo.RESULTS), demo.differences(demo.RESULTS)],
+        presets.RESULTS: lambda: [presets.report()],
+        step.RESULTS: lambda: [step.table(step.RESULTS)],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("document", "results"),
+    [(document, results) for document, tables in DOCUMENTED.items() for results in tables],
+    ids=lambda value: Path(value).name,
+)
+def test_the_table_is_the_one_of_the_results(document: str, results: Path) -> None:
+    if not results.exists():
+        pytest.skip(f"{results.name} was not measured yet")
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for table in DOCUMENTED[document][results]():
+        assert table in text
