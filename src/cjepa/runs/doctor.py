@@ -27,7 +27,6 @@ EXTRAS = {
     "transformers": "transformers",
     "evaluation": "timm",
     "detection": "pycocotools",
-    "tensorboard": "tensorboard",
     "wandb": "wandb",
 }
 """Optional extras of the package and the distribution that each brings."""
