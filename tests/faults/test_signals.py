@@ -26,6 +26,8 @@ SECONDS = 20.0
 
 Patch = Callable[[Path], None]
 
+pytestmark = pytest.mark.timeout(900)  # the script behind the tests; half a minute on a quiet machine
+
 
 def mark_and_sleep(marker: Path, seconds: float) -> None:
     marker.touch()
