@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -12,7 +13,8 @@ from cjepa.config import RunConfig, describe_keys, parts_of, variant_name
 from cjepa.config.help import REQUIRED, KeyHelp
 from cjepa.config.presets import preset_names, preset_summary
 from cjepa.evaluation import EvaluationConfig
-from cjepa.runs import Demo, Diagnosis, Outcome, Replayed, Result, Sharded
+from cjepa.export import Export, ExportConfig
+from cjepa.runs import Demo, Diagnosis, Embedded, Outcome, Replayed, Result, Sharded
 from cjepa.types import Part
 
 WIDTH = 80
@@ -36,8 +38,17 @@ def config_help() -> str:
 
 def evaluation_help() -> str:
     """The keys of every evaluation."""
-    lines = ["Keys of the evaluations with their defaults:"]
-    for part in parts_of(EvaluationConfig):
+    return _variants_help("Keys of the evaluations with their defaults:", EvaluationConfig)
+
+
+def export_help() -> str:
+    """The formats of an export and their keys."""
+    return _variants_help("Formats, and their keys with their defaults:", ExportConfig)
+
+
+def _variants_help(title: str, union: Any) -> str:
+    lines = [title]
+    for part in parts_of(union):
         lines += ["", f"{variant_name(part)}: {_sentence(part)}"]
         lines += [line for row in describe_keys(part) if row.key != "name" for line in _key_lines(row)]
     return "\n".join(lines)
@@ -126,6 +137,22 @@ def results_text(results: Sequence[Result], run: Path) -> str:
     return f"{counted} of {protocol['classes']} classes, {height} x {width} pixels\nkept in {run / 'evaluations.jsonl'}"
 
 
+def export_text(written: Export) -> str:
+    """The largest differences, what was written, and how it is opened."""
+    lines = [f"parity: {each}" for each in written.differences]
+    lines += [f"written: {', '.join(written.files)}", f"folder: {written.folder}", "", "In Python:", ""]
+    return "\n".join(lines + [f"    {line}".rstrip() for line in written.usage.split("\n")])
+
+
+def embedded_text(embedded: Embedded) -> str:
+    """How many images, how fast, what could not be read, and the files."""
+    rate = f"{embedded.computed / embedded.seconds:.1f} images/s" if embedded.computed else "all from an earlier call"
+    lines = [f"{embedded.images:,} images, {rate}"]
+    if embedded.unreadable:
+        lines.append(f"{embedded.unreadable} could not be read: their rows are empty, and the .jsonl says why")
+    return "\n".join(lines + [f"written: {path}" for path in embedded.files])
+
+
 def demo_table(demo: Demo) -> Table:
     """The comparison that the demo is for."""
     table = _table("features", f"percent of {demo.test_images:,} test images")
@@ -143,6 +170,7 @@ def demo_text(demo: Demo) -> str:
     lines = _wrapped(demo.conclusion)
     lines += ["", *_wrapped(f"C-JEPA: {demo.cjepa.verdict}"), *_wrapped(f"I-JEPA: {demo.ijepa.verdict}")]
     lines += ["", f"run folders: {demo.cjepa.folder}, {demo.ijepa.folder}", f"pictures: {demo.pictures[0].parent}"]
+    lines.append(f"report: {demo.report} (open it in a browser)")
     return "\n".join(lines)
 
 

@@ -8,13 +8,16 @@ from typing import Any
 
 from cjepa.build import When, Which, build_encoder, choose_device, find_checkpoint, read_config
 from cjepa.config import RunConfig
-from cjepa.data import FolderConfig
-from cjepa.errors import StorageError
+from cjepa.data import DataConfig, FolderConfig
+from cjepa.errors import InputError, StorageError
 from cjepa.evaluation import evaluate
 from cjepa.evaluation.baselines import colour_statistics, raw_pixels
 from cjepa.evaluation.features import LabelledFeatures
 from cjepa.evaluation.knn import KnnConfig
 from cjepa.evaluation.linear import LinearConfig
+from cjepa.models import ModelConfig
+from cjepa.models.pretrained import PretrainedEncoder
+from cjepa.models.weights import Weights, holds_weights, open_weights
 from cjepa.runs.labelled_images import open_labelled
 from cjepa.training.rows import RowLog, read_rows
 
@@ -53,14 +56,20 @@ def evaluate_run(
 ) -> list[Result]:
     """Each evaluation of a run's encoder, after those of what it has to beat: baselines and the untrained encoder.
 
-    Every result is a line of evaluations.jsonl in the run folder; what is there is not computed again. images: a
-    folder of labelled images in place of those that the run was trained on. comparisons: also what it has to beat.
+    Every result is a line of evaluations.jsonl in the run folder; what is there is not computed again. run: a run
+    folder, or weights that cjepa.load_encoder opens, for which images is needed. images: a folder of labelled images
+    in place of those that the run was trained on. comparisons: also what it has to beat.
     Raises InputError without a run, a checkpoint or labels, NoValidCheckpointError when no checkpoint verifies.
     """
-    config = _with_images(read_config(run), images)
-    chosen, used = choose_device(device), find_checkpoint(run, checkpoint)
+    chosen, foreign = choose_device(device), holds_weights(run)
+    if foreign:
+        weights = open_weights(run)
+        config, step, trained = _config_of(weights, images), 0, PretrainedEncoder.of(weights, which)
+    else:
+        config, used = _with_images(read_config(run), images), find_checkpoint(run, checkpoint)
+        step, trained = used.step, build_encoder(config, used, which)
     labelled = open_labelled(config)
-    log = _ResultLog(run / EVALUATIONS)
+    log = _ResultLog(results_path(run))
 
     def measure(encoder: str, step: int, features: Callable[[], LabelledFeatures]) -> list[Result]:
         return _measure(evaluations, Result(step, "", encoder, labelled.protocol(), {}), features, log)
@@ -71,8 +80,27 @@ def evaluate_run(
         results += measure(RAW_PIXELS, 0, lambda: labelled.computed(raw_pixels))
         results += measure(COLOUR_STATISTICS, 0, lambda: labelled.computed(colour_statistics))
         results += measure(UNTRAINED, 0, lambda: labelled.embedded(start, UNTRAINED, chosen))
-    trained = build_encoder(config, used, which)
-    return results + measure(which, used.step, lambda: labelled.embedded(trained, which, chosen))
+    return results + measure(which, step, lambda: labelled.embedded(trained, which, chosen))
+
+
+def results_path(run: Path) -> Path:
+    """Where the results are kept: in the folder of a run or of weights, beside a file of weights."""
+    return run.with_name(f"{run.name}.{EVALUATIONS}") if run.is_file() else run / EVALUATIONS
+
+
+def _config_of(weights: Weights, images: Path | None) -> RunConfig:
+    """A run that would begin with such an encoder; its random start is what the weights have to beat."""
+    if images is None:
+        raise InputError("weights do not say which images to evaluate on; name a folder of labelled ones with --images")
+    prepared = weights.preparation
+    data = DataConfig(
+        source=FolderConfig(path=images),
+        image_size=prepared.image_size,
+        mean=prepared.mean,
+        std=prepared.std,
+        evaluation_crop=prepared.evaluation_crop,
+    )
+    return RunConfig(data=data, model=ModelConfig(encoder=weights.config))
 
 
 def _with_images(config: RunConfig, images: Path | None) -> RunConfig:

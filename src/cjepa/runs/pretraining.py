@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cjepa.build import CONFIG, build_stream, build_trainer, choose_device
+from cjepa.build import CONFIG, build_stream, build_trainer, choose_device, start_weights
 from cjepa.config import RunConfig, dump_yaml
 from cjepa.data import Splits, TrainingStream, iterate, open_source
 from cjepa.evaluation.monitor import Monitor
 from cjepa.runs.continuing import DATA, refuse_another_config, refuse_other_images
+from cjepa.runs.recording import Recorder
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
 from cjepa.training.divergence import RolledBack
 from cjepa.training.environment import describe_environment, essentials
@@ -30,7 +31,7 @@ from cjepa.types import Batch
 
 _log = logging.getLogger(__name__)
 
-LOG, UNREADABLE, DIVERGED = "train.log", "unreadable.jsonl", "diverged"
+LOG, UNREADABLE, DIVERGED, START = "train.log", "unreadable.jsonl", "diverged", "start.json"
 MADE_WITH = "made_with"
 """Key of a checkpoint's state: versions, device and threads."""
 
@@ -72,8 +73,11 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
         verdict = None
         while verdict is None:
             checkpoint = store.newest()
-            _restore(trainer, checkpoint)
-            _describe(run, config, splits, trainer.total_steps)
+            if checkpoint is None:
+                _start(run, config, trainer)
+            else:
+                _restore(trainer, checkpoint)
+            _describe(run, config, splits, monitor, trainer.total_steps)
             try:
                 verdict = _train(config, run, trainer, stream, monitor, store)
             except RolledBack:
@@ -84,9 +88,19 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
         )
 
 
-def _restore(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
-    if checkpoint is None:
+def _start(run: RunFolder, config: RunConfig, trainer: Trainer) -> None:
+    """Put the weights that `model.start` names into the untrained model, and their hash into the run folder."""
+    weights = start_weights(config)
+    if weights is None:
         return
+    trainer.model.start_from(weights.context, weights.target)
+    digest = weights.digest()
+    origin = {"path": str(config.model.start), "format": weights.format, "sha256": digest}
+    run.write(START, json.dumps(origin, indent=2) + "\n")
+    _log.info("start: encoder and target encoder from %s (%s, sha256 %s)", config.model.start, weights.format, digest)
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     _log.info("continuing after step %d of %d", checkpoint.step, trainer.total_steps)
     trainer.restore(checkpoint)
     changed = differing(checkpoint.state.get(MADE_WITH, {}), essentials(trainer.device))
@@ -111,7 +125,10 @@ def _train(
     unreadable = RowLog(run.path / UNREADABLE)
     unreadable.truncate_after(last)
     about = {"seed": config.seed, MADE_WITH: essentials(trainer.device)}
-    with _closing_all(open_writers(config.logging, run.path, last, config.model_dump(mode="json"))) as writers:
+    writers = open_writers(config.logging, run.path, last, config.model_dump(mode="json"))
+    if config.logging.report:  # after the others, because the page shows what they have written
+        writers.append(Recorder(run.path, config, trainer.model, monitor, last))
+    with _closing_all(writers):
         dumps = CheckpointStore(run.path / DIVERGED)
         records = Records(store, dumps, writers, unreadable, about, config.training.on_failed_write)
         return trainer.train(_batches(stream, trainer, config), monitor, records)
@@ -162,21 +179,22 @@ def _parameters(module: nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in module.parameters()):,}"
 
 
-def _describe(run: RunFolder, config: RunConfig, splits: Splits, steps: int) -> None:
+def _describe(run: RunFolder, config: RunConfig, splits: Splits, monitor: Monitor, steps: int) -> None:
     train = splits.train
     data = {"images": len(train), "classes": list(train.classes), "fingerprint": train.fingerprint, "steps": steps}
+    data |= {"quality": monitor.quality, "tested": monitor.count}
     run.write(CONFIG, dump_yaml(config))
     run.write(DATA, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
     run.write("environment.json", json.dumps(describe_environment(), indent=2) + "\n")
 
 
 @contextmanager
-def _closing_all(writers: list[MetricsWriter]) -> Iterator[list[MetricsWriter]]:
+def _closing_all(writers: list[MetricsWriter]) -> Iterator[None]:
     """Close every writer at the end, also after an error."""
     with ExitStack() as stack:
         for writer in writers:
             stack.callback(writer.close)
-        yield writers
+        yield
 
 
 class _LogFile(logging.FileHandler):
