@@ -69,7 +69,7 @@ def load_readable(source: ImageSource, index: int) -> Image.Image:
         return source.load(index)
     except UnreadableImageError as error:
         reason = str(error)
-    for candidate in _others_of_its_label(source, index)[:_REPLACEMENTS]:
+    for candidate in _others_of_its_label(source, index):
         try:
             return source.load(candidate)
         except UnreadableImageError:
@@ -80,5 +80,6 @@ def load_readable(source: ImageSource, index: int) -> Image.Image:
 
 
 def _others_of_its_label(source: ImageSource, index: int) -> list[int]:
+    """The first ones after it, continued at the start."""
     same = np.flatnonzero(source.labels == source.labels[index])
-    return [*same[same > index].tolist(), *same[same < index].tolist()]
+    return np.concatenate([same[same > index], same[same < index]])[:_REPLACEMENTS].tolist()

@@ -1,6 +1,6 @@
 """Frozen features of images, and the labelled sets of them that the evaluations read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from cjepa.data import EvaluationImages, TwoCrops
+from cjepa.data.loader import PATIENCE, Noted, Notes, load
 from cjepa.errors import DivergedError, InputError
 from cjepa.evaluation.pooling import LAST_LAYER, PoolingConfig, pooled
 from cjepa.evaluation.storage import FeatureStore, row_blocks
@@ -36,14 +38,21 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def _batches(
-    images: Dataset[Tensor] | Tensor, batch_size: int, workers: int, pinned: bool
-) -> DataLoader[Tensor] | tuple[Tensor, ...]:
+    images: Dataset[Tensor] | Tensor, batch_size: int, workers: int, pinned: bool, patience: float
+) -> Iterable[Tensor]:
     if isinstance(images, Tensor):
         return torch.split(images, batch_size)
-    # A generator of its own, because a loader without one draws its seed from the global generator,
-    # and evaluating must not change the training that goes on afterwards.
-    return DataLoader(
-        images, batch_size, num_workers=workers, pin_memory=pinned, generator=torch.Generator().manual_seed(0)
+    name = images.source.names.__getitem__ if isinstance(images, EvaluationImages | TwoCrops) else "item {}".format
+    notes = Notes(workers)
+    return load(
+        Noted(images, notes),
+        None,
+        notes,
+        name,
+        workers=workers,
+        batch_size=batch_size,
+        patience=patience,
+        pinned=pinned,
     )
 
 
@@ -57,6 +66,7 @@ def extract_features(
     precision: Literal["float32", "bfloat16"] = "float32",
     batch_size: int = 256,
     workers: int = 0,
+    patience: float = PATIENCE,
     progress: Callable[[int], None] | None = None,
     pooling: PoolingConfig = LAST_LAYER,
     scratch: Path | None = None,
@@ -67,10 +77,11 @@ def extract_features(
     mode and back. images: a map-style dataset or one tensor of uint8 items, each an image [3, H, W] or
     several views of one [V, 3, H, W]; then the features are [n, V, D]. mean, std: per channel, for pixels
     in [0, 1]. precision: of the forward pass (autocast); the mean over patches is float32. batch_size: items
-    at a time. workers: processes that load the dataset. progress: called with the items done, every batch.
-    pooling: of which layers, if not the last; then the encoder must be a vision transformer. scratch: a folder; there
-    features that do not fit into memory (storage.FITS) become a temporary file, which the tensor maps and which goes
-    with it. Raises InputError without images, DivergedError if an embedding is not finite.
+    at a time. workers: processes that load the dataset; patience: seconds after which they count as hung. progress:
+    called with the items done, every batch. pooling: of which layers, if not the last; then the encoder must be a
+    vision transformer. scratch: a folder; there features that do not fit into memory (storage.FITS) become a temporary
+    file, which the tensor maps and which goes with it. Raises InputError without images, DivergedError if an embedding
+    is not finite, WorkerError if a worker dies or hangs.
     """
     total = len(images)  # type: ignore[arg-type]  # a map-style dataset has a length
     store, done = FeatureStore(total, scratch), 0
@@ -79,7 +90,7 @@ def extract_features(
         _evaluation_mode(encoder),
         torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
     ):
-        for batch in _batches(images, batch_size, workers, pinned=device.type == "cuda"):
+        for batch in _batches(images, batch_size, workers, device.type == "cuda", patience):
             assert batch.dtype == torch.uint8, f"images must be uint8, not {batch.dtype}"
             pixels = batch.flatten(0, -4).to(device, non_blocking=True)
             vectors = pooled(encoder, normalise(pixels, mean, std), pooling)

@@ -75,6 +75,7 @@ class LabelledImages:
                     precision=work.precision,
                     batch_size=work.batch_size,
                     workers=work.workers,
+                    patience=self.data.worker_timeout,
                     progress=lambda done: line.update(before + done, {}),
                     pooling=pooling,
                     scratch=work.scratch,

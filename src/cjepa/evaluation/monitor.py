@@ -1,10 +1,13 @@
 """What is measured while a run trains: the representation, what the predictor explains, and a cheap accuracy."""
 
 import logging
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from jaxtyping import Float
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -24,7 +27,7 @@ from cjepa.evaluation import FeatureEvaluation, evaluate
 from cjepa.evaluation.features import LabelledFeatures, extract_features
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
 from cjepa.evaluation.pooling import LAST_LAYER
-from cjepa.evaluation.representation import dimension_std, effective_rank, explained_variance
+from cjepa.evaluation.representation import dimension_std, effective_rank, explained_variance, position_errors
 from cjepa.evaluation.retrieval import crop_retrieval
 from cjepa.models import JEPA
 from cjepa.models.pretrained import normalise
@@ -34,6 +37,7 @@ from cjepa.types import Part
 _log = logging.getLogger(__name__)
 
 NEIGHBOURS = 20
+_AT_ONCE = 1 << 20  # random numbers in memory
 PROBE_STEP = 1 << 40
 """Crops and masks of the explained variance come from a step that no training reaches."""
 
@@ -58,6 +62,16 @@ class MonitorConfig(Part):
         return evaluations
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the last measurement computed, for pictures: embeddings of `labelled_test()`, of the labelled training
+    images where there are any, and the mean squared prediction error of each patch position (NaN: never a target)."""
+
+    test: Float[Tensor, "n D"]
+    train: Float[Tensor, "m D"] | None
+    errors: Float[Tensor, "N"]
+
+
 class Monitor:
     """Measures a model on a fixed choice of images; the same images, crops and masks at every call."""
 
@@ -78,29 +92,33 @@ class Monitor:
         self.labelled = _sample(config, labelled_splits(splits))
         self.images = some_images(splits.test or splits.train, config.test_images)
         self.quality = f"knn_{NEIGHBOURS}_centred" if self.labelled else "crop_retrieval"
+        self.seen: Seen | None = None
         self.count = len(self.labelled.test) if self.labelled and self.labelled.test else len(self.images)
 
     def measure(self, model: JEPA) -> dict[str, float]:
         """Values of the target encoder on fixed images, and of the predictor on a fixed batch."""
         test = self._features(model, EvaluationImages(self.labelled_test(), self.data))
         deviations = dimension_std(test)
+        explained, errors = self._prediction(model)
         values = {
             "effective_rank": float(effective_rank(test)),
             "std_smallest": float(deviations.min()),
             "std_mean": float(deviations.mean()),
             "spread": float(deviations.square().sum().sqrt() / test.double().square().sum(1).mean().sqrt()),
-            "explained_variance": self._explained_variance(model),
+            "explained_variance": explained,
         }
-        return values | self._accuracy(model, test)
+        accuracy, train = self._accuracy(model, test)
+        self.seen = Seen(test, train, errors)
+        return values | accuracy
 
     def labelled_test(self) -> ImageSource:
         """The images whose embeddings are measured: the labelled test images where there are any."""
         return self.labelled.test if self.labelled and self.labelled.test else self.images
 
-    def _accuracy(self, model: JEPA, test: Tensor) -> dict[str, float]:
+    def _accuracy(self, model: JEPA, test: Tensor) -> tuple[dict[str, float], Tensor | None]:
         if self.labelled is None or self.labelled.test is None:
             crops = self._features(model, TwoCrops(self.images, self.data, self.stream.seed))
-            return {"crop_retrieval": crop_retrieval(crops[:, 0], crops[:, 1])}
+            return {"crop_retrieval": crop_retrieval(crops[:, 0], crops[:, 1])}, None
         train = self._features(model, EvaluationImages(self.labelled.train, self.data))
         source, target = self.labelled.train, self.labelled.test
         features = LabelledFeatures.select(train, source.labels, test, target.labels, source.classes)
@@ -110,7 +128,7 @@ class Monitor:
                 values |= evaluate(evaluation, features)
             except InputError as error:  # few images may not do for it; that must not end a run
                 _log.warning("monitor.evaluations: %s is left out: %s", evaluation.name, error)
-        return values
+        return values, train
 
     def _features(self, model: JEPA, images: EvaluationImages | TwoCrops) -> Tensor:
         return extract_features(
@@ -122,15 +140,19 @@ class Monitor:
             precision=self.precision,
             batch_size=self.config.batch_size,
             workers=self.data.workers,
+            patience=self.data.worker_timeout,
         )
 
     @torch.no_grad()
-    def _explained_variance(self, model: JEPA) -> float:
+    def _prediction(self, model: JEPA) -> tuple[float, Float[Tensor, "N"]]:
+        """The explained variance and the errors by position, on a batch that no training sees."""
         batch = self.stream[PROBE_STEP]
         images = normalise(batch.images.to(self.device), self.data.mean, self.data.std)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             embeddings = model(images, batch.masks.to(self.device))
-        return explained_variance(embeddings.predicted.cpu(), embeddings.target.cpu(), batch.masks.targets)
+        predicted, target = embeddings.predicted.cpu(), embeddings.target.cpu()
+        places, patches = batch.masks.targets, len(model.predictor.positions)
+        return explained_variance(predicted, target, places), position_errors(predicted, target, places, patches)
 
 
 def _sample(config: MonitorConfig, splits: Splits | None) -> Splits | None:
@@ -158,5 +180,16 @@ def some_images(source: ImageSource, most: int) -> ImageSource:
     """The source, or a fixed random choice of this many of its images."""
     if len(source) <= most:
         return source
-    scores = uniform_rows(0, Stream.EVALUATION, 0, 0, len(source), 1)[:, 0]
-    return Subset(source, np.sort(np.argsort(scores, kind="stable")[:most]))
+    return Subset(source, np.sort(_lowest(most, len(source))))
+
+
+def _lowest(most: int, count: int) -> npt.NDArray[np.int64]:
+    """The indices of the `most` lowest of `count` random numbers, some of which are in memory at a time."""
+    indices, scores = np.empty(0, np.int64), np.empty(0)
+    for first in range(0, count, _AT_ONCE):
+        drawn = uniform_rows(0, Stream.EVALUATION, 0, first, min(_AT_ONCE, count - first), 1)[:, 0]
+        indices = np.concatenate([indices, np.arange(first, first + len(drawn))])
+        scores = np.concatenate([scores, drawn])
+        kept = np.argsort(scores, kind="stable")[:most]
+        indices, scores = indices[kept], scores[kept]
+    return indices

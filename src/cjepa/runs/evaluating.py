@@ -9,12 +9,15 @@ from typing import Any
 
 from cjepa.build import When, Which, build_encoder, choose_device, find_checkpoint, read_config
 from cjepa.config import RunConfig
-from cjepa.data import FolderConfig
+from cjepa.data import DataConfig, FolderConfig
+from cjepa.errors import InputError, StorageError
 from cjepa.evaluation import Evaluation, open_task
 from cjepa.evaluation.labelled import LabelledImages
 from cjepa.evaluation.task import Task, Values
 from cjepa.evaluation.work import Work
+from cjepa.models import ModelConfig
 from cjepa.models.pretrained import PretrainedEncoder
+from cjepa.models.weights import Weights, holds_weights, open_weights
 from cjepa.runs.keeping import RunKeeper
 from cjepa.runs.labelled_images import open_labelled
 from cjepa.training.interruption import Interruption
@@ -55,31 +58,56 @@ def evaluate_run(
     """Each evaluation of a run's encoder, after those of what it has to beat: baselines and the untrained encoder.
 
     Every result is a line of evaluations.jsonl in the run folder; what is there is not computed again, and what was
-    interrupted continues. images: a folder of labelled images in place of those that the run was trained on, for
-    evaluations that name no data of their own. comparisons: also what it has to beat. Raises InputError without a
-    run, a checkpoint or usable images, NoValidCheckpointError when no checkpoint verifies, StoppedEarly at a signal.
+    interrupted continues. run: a run folder, or weights that cjepa.load_encoder opens. images: a folder of labelled
+    images in place of those that the run was trained on, for evaluations that name no data of their own. comparisons:
+    also what it has to beat. Raises InputError without a run, a checkpoint or usable images, NoValidCheckpointError
+    when no checkpoint verifies, StoppedEarly at a signal.
     """
-    config = _with_images(read_config(run), images)
-    used = find_checkpoint(run, checkpoint)
+    if holds_weights(run):
+        weights = open_weights(run)
+        config, step, trained = _config_of(weights, images), 0, PretrainedEncoder.of(weights, which)
+    else:
+        config, used = _with_images(read_config(run), images), find_checkpoint(run, checkpoint)
+        step, trained = used.step, build_encoder(config, used, which)
     # Opened when the first evaluation asks, and once for all of them.
     labelled: Callable[[], LabelledImages] = cache(lambda: open_labelled(config))
     tasks = [(evaluation, open_task(evaluation, config.data, labelled)) for evaluation in evaluations]
-    work = _work(config, device, run)
-    log = _ResultLog(run / EVALUATIONS)
+    folder = run.parent if run.is_file() else run
+    work = _work(config, device, folder)
+    log = _ResultLog(results_path(run))
     results = []
     with Interruption() as interruption:
-        measured = _Measured(run, replace(work, stop=lambda: interruption.requested), log)
+        measured = _Measured(folder, replace(work, stop=lambda: interruption.requested), log)
         if comparisons:
             for name in dict.fromkeys(name for _, task in tasks for name in task.baselines()):
                 results += measured.baseline(name, [pair for pair in tasks if name in pair[1].baselines()])
             untrained = build_encoder(config, None)
             results += [measured.encoder(UNTRAINED, 0, *pair, lambda: untrained) for pair in tasks]
-        trained = build_encoder(config, used, which)
-        results += [measured.encoder(which, used.step, *pair, lambda: trained) for pair in tasks]
+        results += [measured.encoder(which, step, *pair, lambda: trained) for pair in tasks]
     return results
 
 
-def _work(config: RunConfig, device: str, run: Path) -> Work:
+def results_path(run: Path) -> Path:
+    """Where the results are kept: in the folder of a run or of weights, beside a file of weights."""
+    return run.with_name(f"{run.name}.{EVALUATIONS}") if run.is_file() else run / EVALUATIONS
+
+
+def _config_of(weights: Weights, images: Path | None) -> RunConfig:
+    """A run that would begin with such an encoder; its random start is what the weights have to beat."""
+    if images is None:
+        raise InputError("weights do not say which images to evaluate on; name a folder of labelled ones with --images")
+    prepared = weights.preparation
+    data = DataConfig(
+        source=FolderConfig(path=images),
+        image_size=prepared.image_size,
+        mean=prepared.mean,
+        std=prepared.std,
+        evaluation_crop=prepared.evaluation_crop,
+    )
+    return RunConfig(data=data, model=ModelConfig(encoder=weights.config))
+
+
+def _work(config: RunConfig, device: str, scratch: Path) -> Work:
     return Work(
         device=choose_device(device),
         precision=config.training.precision,
@@ -87,7 +115,7 @@ def _work(config: RunConfig, device: str, run: Path) -> Work:
         workers=config.data.workers,
         seed=config.seed,
         progress=Progress,
-        scratch=run,
+        scratch=scratch,
     )
 
 
@@ -102,7 +130,7 @@ def _with_images(config: RunConfig, images: Path | None) -> RunConfig:
 class _Measured:
     """Results that are known, and those that are computed now; each is kept as soon as it is there."""
 
-    run: Path
+    folder: Path
     work: Work
     log: "_ResultLog"
 
@@ -129,7 +157,7 @@ class _Measured:
         result = self.log.find(step, evaluation.name, name, protocol)
         if result is None:
             subject = {"step": step, "encoder": name, "protocol": protocol}
-            keeper = RunKeeper(self.run, subject)
+            keeper = RunKeeper(self.folder, subject)
             values = measure(replace(self.work, keeper=keeper, progress=_titled(f"{evaluation.name}, {name}")))
             result = Result(step, evaluation.name, name, protocol, values)
             self.log.add(result)
@@ -161,5 +189,5 @@ class _ResultLog:
         self._results.append(result)
         try:
             self._rows.append(asdict(result))
-        except OSError as error:
+        except (OSError, StorageError) as error:
             _log.warning("%s cannot be written (%s): the values are shown but not kept", self._rows.path, error)
