@@ -12,7 +12,6 @@ is the first sequence of CamVid's test images, one frame a second, its five larg
 import argparse
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,6 @@ def measure(name: str, run: Path, suite: list[Evaluation]) -> None:
     rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     config = read_config(run)
     for evaluation in suite:
-        started = time.monotonic()
         results = evaluate_run(run, [evaluation], device="cpu")
         for result in results:
             row = {
@@ -102,7 +100,6 @@ def measure(name: str, run: Path, suite: list[Evaluation]) -> None:
                 "features": result.encoder,
                 "values": result.values,
                 "protocol": result.protocol,
-                "seconds_of_all": round(time.monotonic() - started, 1),
             }
             key = (name, result.name, result.encoder, result.protocol)
             rows = [each for each in rows if identity(each) != key] + [row]
