@@ -4,14 +4,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 FLOOR_VENV ?= .venv-floor
-PYTEST_FLAGS ?= -n 2
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 BIN := $(VENV)/bin
 FLOOR_BIN := $(FLOOR_VENV)/bin
 INSTALL := -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu test-floor format benchmark clean
+.PHONY: help demo test test-slow test-gpu test-floor torture format benchmark docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -23,7 +23,7 @@ test: $(VENV)/.test-installed  ## ruff, mypy, and all tests that need neither a 
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/pytest $(PYTEST_FLAGS) -m 'not slow and not gpu'
+	@$(BIN)/pytest $(PYTEST_FLAGS) -m 'not slow and not gpu and not torture'
 
 test-slow: $(VENV)/.test-installed  ## the tests that take minutes each
 	@$(BIN)/pytest $(PYTEST_FLAGS) -m 'slow and not gpu'
@@ -32,14 +32,22 @@ test-gpu: $(VENV)/.test-installed  ## the tests that need a CUDA device
 	@$(BIN)/pytest -m gpu
 
 test-floor: $(FLOOR_VENV)/.installed  ## the tests with the lowest versions that pyproject.toml admits
-	@$(FLOOR_BIN)/pytest $(PYTEST_FLAGS) -m 'not slow and not gpu'
+	@$(FLOOR_BIN)/pytest $(PYTEST_FLAGS) -m 'not slow and not gpu and not torture'
+
+torture: $(VENV)/.test-installed  ## kill a run 50 times, damage 20 checkpoints, compare its end with an undisturbed one
+	@$(BIN)/pytest -m torture tests/torture
 
 format: $(VENV)/.test-installed  ## let ruff write its fixes and its formatting
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-benchmark: $(VENV)/.test-installed  ## time the training step; needs a machine that does nothing else
+benchmark: $(VENV)/.test-installed  ## time the training step and embedding, measure parity; needs a machine that does nothing else
 	@$(BIN)/python -m benchmarks.step
+	@$(BIN)/python -m benchmarks.embed
+	@$(BIN)/python -m benchmarks.parity
+
+docs: $(VENV)/.test-installed  ## the reference of the Python API as pages, in build/reference
+	@$(BIN)/python docs/reference.py build/reference
 
 clean:  ## remove environments, caches and build products; runs are kept
 	rm -rf $(VENV) $(FLOOR_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -12,11 +13,15 @@ from cjepa.config import RunConfig, describe_keys, parts_of, variant_name
 from cjepa.config.help import REQUIRED, KeyHelp
 from cjepa.config.presets import preset_names, preset_summary
 from cjepa.evaluation import EvaluationConfig
-from cjepa.runs import Demo, Diagnosis, Outcome, Result
+from cjepa.export import Export, ExportConfig
+from cjepa.runs import Demo, Diagnosis, Embedded, Outcome, Replayed, Result, Sharded
 from cjepa.types import Part
 
 WIDTH = 80
-_BASELINES = ("raw pixels", "colour statistics")
+_SHOWN = 6
+"""Names that are listed before the rest is left out."""
+_ENCODERS = ("untrained", "target", "context")
+_COUNTED = {"train_images": "training", "test_images": "test images", "sequences": "sequences", "frames": "frames"}
 
 
 def config_help() -> str:
@@ -34,9 +39,18 @@ def config_help() -> str:
 
 def evaluation_help() -> str:
     """The keys of every evaluation."""
-    lines = ["Keys of the evaluations with their defaults:"]
-    for part in parts_of(EvaluationConfig):
-        lines += ["", f"{variant_name(part)}: {_sentence(part)}"]
+    return _variants_help("Keys of the evaluations with their defaults:", EvaluationConfig)
+
+
+def export_help() -> str:
+    """The formats of an export and their keys."""
+    return _variants_help("Formats, and their keys with their defaults:", ExportConfig)
+
+
+def _variants_help(title: str, union: Any) -> str:
+    lines = [title]
+    for part in parts_of(union):
+        lines += ["", *_wrapped(f"{variant_name(part)}: {_sentence(part)}")]
         lines += [line for row in describe_keys(part) if row.key != "name" for line in _key_lines(row)]
     return "\n".join(lines)
 
@@ -101,17 +115,17 @@ def outcome_text(outcome: Outcome) -> str:
 
 def results_table(results: Sequence[Result]) -> Table:
     """One row for each kind of features, what is to beat first."""
-    table = _table("features", f"{results[0].name}, percent of the test images")
+    table = _table("features", f"{results[0].name}, percent")
     names = list(results[0].values)
     for name in names:
         table.add_column(name, justify="right")
     for result in results:
-        table.add_row(_features(result), *(f"{result.values[name]:.1f}" for name in names))
+        table.add_row(_features(result), *(_number(result.values[name]) for name in names))
     return table
 
 
 def _features(result: Result) -> str:
-    if result.encoder in _BASELINES:
+    if result.encoder not in _ENCODERS:
         return result.encoder
     return f"{result.encoder} encoder" + (f", step {result.step}" if result.step else "")
 
@@ -119,9 +133,29 @@ def _features(result: Result) -> str:
 def results_text(results: Sequence[Result], run: Path) -> str:
     """The protocol in words, and where the lines are."""
     protocol = results[0].protocol
-    height, width = protocol["image_size"]
-    counted = f"{protocol['train_images']:,} training and {protocol['test_images']:,} test images"
-    return f"{counted} of {protocol['classes']} classes, {height} x {width} pixels\nkept in {run / 'evaluations.jsonl'}"
+    counted = " and ".join(f"{protocol[key]:,} {words}" for key, words in _COUNTED.items() if key in protocol)
+    if "classes" in protocol:
+        counted += f" of {protocol['classes']} classes"
+    if "image_size" in protocol:
+        height, width = protocol["image_size"]
+        counted += f", {height} x {width} pixels"
+    return f"{counted}\nkept in {run / 'evaluations.jsonl'}"
+
+
+def export_text(written: Export) -> str:
+    """The largest differences, what was written, and how it is opened."""
+    lines = [f"parity: {each}" for each in written.differences]
+    lines += [f"written: {', '.join(written.files)}", f"folder: {written.folder}", "", "In Python:", ""]
+    return "\n".join(lines + [f"    {line}".rstrip() for line in written.usage.split("\n")])
+
+
+def embedded_text(embedded: Embedded) -> str:
+    """How many images, how fast, what could not be read, and the files."""
+    rate = f"{embedded.computed / embedded.seconds:.1f} images/s" if embedded.computed else "all from an earlier call"
+    lines = [f"{embedded.images:,} images, {rate}"]
+    if embedded.unreadable:
+        lines.append(f"{embedded.unreadable} could not be read: their rows are empty, and the .jsonl says why")
+    return "\n".join(lines + [f"written: {path}" for path in embedded.files])
 
 
 def demo_table(demo: Demo) -> Table:
@@ -145,6 +179,22 @@ def demo_text(demo: Demo) -> str:
     return "\n".join(lines)
 
 
+def sharded_text(folders: Sequence[Sharded], use: str) -> str:
+    """What each folder of shards holds, what was left out, and what to do next: pretrain with `use`."""
+    lines = []
+    for each in folders:
+        shards = f"{each.shards:,} shard{'s' if each.shards > 1 else ''}"
+        lines.append(f"{each.folder}: {each.images:,} images in {shards}, {each.size / 1e6:,.1f} MB")
+        if each.undecodable:
+            lines += _wrapped(
+                f"{each.undecodable:,} images could not be decoded and are in the shards as they were", "  "
+            )
+        if each.others:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in each.others.most_common(8))
+            lines += _wrapped(f"files beside the images: {kinds}", "  ")
+    return "\n".join([*lines, f"next: cjepa pretrain PRESET {use}"])
+
+
 def environment_text(rows: Sequence[tuple[str, str]]) -> str:
     """Names and findings in two columns."""
     width = max(len(name) for name, _ in rows) + 2
@@ -152,7 +202,7 @@ def environment_text(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def diagnosis_text(diagnosis: Diagnosis, run: Path) -> str:
-    """Every checkpoint, which one is used, and how far the run is."""
+    """Every checkpoint, which one is used, how far the run is, and what it met on the way."""
     lines = ["", f"run {run}"]
     for step, problems in diagnosis.checkpoints.items():
         mark = " <- used next" if step == diagnosis.used else ""
@@ -165,6 +215,20 @@ def diagnosis_text(diagnosis: Diagnosis, run: Path) -> str:
     elif diagnosis.used is not None:
         total = f" of {diagnosis.steps}" if diagnosis.steps else ""
         lines.append(f"  not complete: the same `cjepa pretrain` command continues after step {diagnosis.used}{total}")
+    return "\n".join([*lines, *(line for note in diagnosis.notes for line in _wrapped(note, "    ", "  "))])
+
+
+def replayed_text(steps: Sequence[Replayed]) -> str:
+    """Each step as it was and as it is now, and what is not finite in it."""
+    lines = []
+    for each in steps:
+        recorded = each.recorded
+        lines.append(f"step {recorded.step}: {recorded.reason}, {len(recorded.samples)} images")
+        lines.append(f"  recorded: loss {recorded.loss}, gradient {recorded.gradient_norm}")
+        same = "the same" if each.reproduced else "different" if each.samples_agree else "other images"
+        lines.append(f"  now: loss {each.loss}, gradient {each.gradient_norm} ({same})")
+        some = ", ".join(each.broken[:_SHOWN]) + (", ..." if len(each.broken) > _SHOWN else "")
+        lines += _wrapped(f"not finite in {len(each.broken)} parameters or their gradients: {some}", "    ", "  ")
     return "\n".join(lines)
 
 

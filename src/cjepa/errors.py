@@ -25,6 +25,18 @@ class NoValidCheckpointError(CjepaError):
     exit_code = 4
 
 
+class StorageError(CjepaError):
+    """The run folder cannot be written: the earlier checkpoints are untouched and the run can be continued."""
+
+    exit_code = 75
+
+
+class WorkerError(CjepaError):
+    """A process that loads images died or hung: the run was saved where it stood and can be continued."""
+
+    exit_code = 75
+
+
 class StoppedEarly(CjepaError):  # noqa: N818  a request that was honoured, not a fault
     """A signal asked the run to stop; it was saved and can be resumed by the same command."""
 

@@ -8,8 +8,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from cjepa.data import demo
+from cjepa.data.arrays import ArraySource
 from cjepa.data.decoding import PILLOW_LIMIT, decode
-from cjepa.data.demo import DemoConfig, DemoSource, open_demo
+from cjepa.data.demo import DemoConfig, open_demo
 from cjepa.data.source import NO_LABEL, ImageSource
 from cjepa.errors import InputError
 
@@ -17,8 +18,8 @@ SMALL = DemoConfig(train_crops=6, labelled_crops=6, test_crops=4, grey=False)
 
 
 def tiles(source: ImageSource | None) -> npt.NDArray[np.uint8]:
-    assert isinstance(source, DemoSource)
-    return source.tiles
+    assert isinstance(source, ArraySource)
+    return source.images
 
 
 def test_eighteen_photographs_by_name() -> None:

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from cjepa.data import DataConfig, DemoConfig, FolderConfig, open_source
-from cjepa.data.demo import DemoSource
+from cjepa.data.arrays import ArraySource
 from cjepa.data.source import ImageSource, Subset, holdout
 
 
-def source_of(labels: list[int]) -> DemoSource:
+def source_of(labels: list[int]) -> ArraySource:
     tiles = np.broadcast_to(np.arange(len(labels), dtype=np.uint8)[:, None, None, None], (len(labels), 3, 4, 4))
-    source = DemoSource(np.ascontiguousarray(tiles), np.array(labels, np.int64), ("a", "b"))
+    source = ArraySource(np.ascontiguousarray(tiles), np.array(labels, np.int64), ("a", "b"))
     source.names = [f"{index}.png" for index in range(len(labels))]
     return source
 

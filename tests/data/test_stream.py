@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from cjepa.data import DataConfig, DemoConfig, FolderConfig, TrainingStream, UnreadableImageError, iterate, open_source
-from cjepa.data.demo import DemoSource
+from cjepa.data.arrays import ArraySource
 from cjepa.data.order import sample_at
 from cjepa.data.source import ImageSource
 from cjepa.errors import InputError
@@ -66,10 +66,10 @@ def test_a_batch_is_what_the_order_says(source: ImageSource) -> None:
             assert (image == expected[:, None, None]).all()
 
 
-def noisy_source() -> DemoSource:
+def noisy_source() -> ArraySource:
     """Ten images in which every crop looks different."""
     noise = np.random.default_rng(0).integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
-    return DemoSource(noise, np.zeros(10, np.int64), ("a",))
+    return ArraySource(noise, np.zeros(10, np.int64), ("a",))
 
 
 def test_ranks_together_give_the_whole_batch() -> None:
@@ -84,14 +84,14 @@ def test_ranks_together_give_the_whole_batch() -> None:
 def test_nothing_is_dropped_at_the_end_of_an_epoch(source: ImageSource) -> None:
     samples = torch.cat([stream_of(source)[step].samples for step in range(9)])
     assert torch.bincount(samples).tolist() == [3] * 24
-    seventeen = DemoSource(np.zeros((17, 3, 20, 20), np.uint8), np.zeros(17, np.int64), ("a",))
+    seventeen = ArraySource(np.zeros((17, 3, 20, 20), np.uint8), np.zeros(17, np.int64), ("a",))
     samples = torch.cat([stream_of(seventeen)[step].samples for step in range(17)])
     assert torch.bincount(samples).tolist() == [BATCH_SIZE] * 17
 
 
 def test_crops_differ_between_slots_and_epochs() -> None:
     source = noisy_source()
-    source.tiles[:] = source.tiles[0]
+    source.images[:] = source.images[0]
     stream = stream_of(source)
     images = torch.cat([stream[0].images, stream[1].images]).flatten(1)
     assert len(torch.unique(images, dim=0)) == 16
@@ -209,7 +209,7 @@ def test_workers_end_when_the_iterator_is_dropped(source: ImageSource) -> None:
 
 def test_configured_size_and_flip_are_used() -> None:
     ramp = np.broadcast_to(np.arange(0, 256, 8, dtype=np.uint8), (16, 3, 32, 32))
-    source = DemoSource(np.ascontiguousarray(ramp), np.zeros(16, np.int64), ("a",))
+    source = ArraySource(np.ascontiguousarray(ramp), np.zeros(16, np.int64), ("a",))
     stream = stream_of(source, flip=True)
     stream.config = stream.config.model_copy(update={"image_size": (8, 24)})
     images = torch.cat([stream[step].images for step in range(4)])

@@ -1,70 +1,18 @@
 """The loop: exact resume, steps that must not count, bad images, and verdicts on runs that really go wrong."""
 
-import os
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from cjepa.build import build_stream, build_trainer
-from cjepa.config import RunConfig
-from cjepa.data import Splits, TrainingStream, iterate
+from cjepa.build import build_trainer
+from cjepa.data import iterate
 from cjepa.data.decoding import UnreadableImageError
 from cjepa.errors import DivergedError, InputError, StoppedEarly
-from cjepa.evaluation.monitor import Monitor
-from cjepa.training.checkpoint import CheckpointStore
-from cjepa.training.health import Verdict
-from cjepa.training.metrics import MetricsLog, read_metrics
-from cjepa.training.rows import RowLog, read_rows
-from cjepa.training.trainer import Trainer
-from cjepa.types import Batch
+from cjepa.training.metrics import read_metrics
+from cjepa.training.rows import read_rows
 from tests.training.conftest import Textures, tiny_config, training
-
-CPU = torch.device("cpu")
-
-
-class Run:
-    """A trainer with everything around it, in a folder, on textures."""
-
-    def __init__(
-        self, config: RunConfig, folder: Path, source: Textures | None = None, test: Textures | None = None
-    ) -> None:
-        self.folder = folder
-        folder.mkdir(exist_ok=True)
-        source = source or Textures(per_class=64)
-        splits = Splits(source, test or Textures(per_class=16, seed=1))
-        self.stream: TrainingStream = build_stream(config, splits)
-        self.trainer: Trainer = build_trainer(config, len(source), CPU)
-        self.store = CheckpointStore(folder / "checkpoints")
-        newest = self.store.newest()
-        if newest is not None:
-            self.trainer.restore(newest)
-        self.monitor = Monitor(config.monitor, config.data, splits, self.stream, CPU, "float32")
-        self.log = MetricsLog(folder / "metrics.jsonl")
-        self.log.truncate_after(-1 if newest is None else newest.step)
-
-    def train(self, signal_at: int | None = None) -> Verdict:
-        def batches(first: int) -> Iterator[Batch]:
-            for step, batch in enumerate(iterate(self.stream, first, self.trainer.total_steps, 0), first):
-                if step == signal_at:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                yield batch
-
-        rows = RowLog(self.folder / "unreadable.jsonl")
-        return self.trainer.train(batches, self.monitor, self.store, [self.log], rows)
-
-
-def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Copies of all weights, averages and moments."""
-    return {f"{part}/{name}": t.clone() for part, saved in trainer.tensors().items() for name, t in saved.items()}
-
-
-def assert_same_bits(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    assert left.keys() == right.keys()
-    different = [name for name in left if not torch.equal(left[name], right[name])]
-    assert not different
+from tests.training.harness import CPU, Run, assert_same_bits, everything
 
 
 @pytest.mark.parametrize("objective", ["cjepa", "cjepa-context", "cjepa-sigreg"])
@@ -73,10 +21,10 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path, 
     whole = Run(config, tmp_path / "whole")
     whole.train()
     stopped = Run(config, tmp_path / "stopped")
-    with pytest.raises(StoppedEarly, match="after step 6 of 24"):
+    with pytest.raises(StoppedEarly, match="after step 5 of 24"):
         stopped.train(signal_at=5)
     resumed = Run(config, tmp_path / "stopped")
-    assert resumed.trainer.progress.step == 6
+    assert resumed.trainer.progress.step == 5
     resumed.train()
     assert_same_bits(everything(whole.trainer), everything(resumed.trainer))
     assert read_metrics(tmp_path / "whole/metrics.jsonl") == read_metrics(tmp_path / "stopped/metrics.jsonl")
@@ -117,11 +65,8 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
 def test_too_many_such_steps_in_a_row_end_the_run(tmp_path: Path) -> None:
     run = Run(tiny_config(), tmp_path)
     run.trainer.normalise = lambda images: torch.full(images.shape, torch.inf)
-    batch = next(iterate(run.stream, 0, 1, 0))
-    for _ in range(9):
-        run.trainer.take_step(batch)
     with pytest.raises(DivergedError, match="10 steps in a row"):
-        run.trainer.take_step(batch)
+        run.train()
 
 
 class Damaged(Textures):

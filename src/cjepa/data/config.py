@@ -7,9 +7,18 @@ from pydantic import Field, model_validator
 from cjepa.data.decoding import PILLOW_LIMIT
 from cjepa.data.demo import DemoConfig
 from cjepa.data.folder import FolderConfig
+from cjepa.data.huggingface import HuggingFaceConfig
+from cjepa.data.lists import ListConfig
+from cjepa.data.loader import PATIENCE
+from cjepa.data.parquet import ParquetConfig
+from cjepa.data.shards import ShardsConfig
+from cjepa.data.torchvision_sets import TorchvisionConfig
 from cjepa.types import Part
 
-SourceConfig = Annotated[FolderConfig | DemoConfig, Field(discriminator="name")]
+SourceConfig = Annotated[
+    FolderConfig | ShardsConfig | ListConfig | ParquetConfig | HuggingFaceConfig | TorchvisionConfig | DemoConfig,
+    Field(discriminator="name"),
+]
 
 Side = Annotated[int, Field(ge=4, le=8192)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -23,7 +32,8 @@ class DataConfig(Part):
     shorthand: ClassVar[str | None] = "source"
 
     source: SourceConfig
-    """Where images come from: a folder (data=DIR) or the demo's photographs (data.source.name=demo)."""
+    """Where images come from. data=PATH is a folder of images or, which is recognised, a folder of shards that
+    `cjepa shard` made or indexed, a .parquet file or a list (.txt, .tsv). The rest is chosen by data.source.name."""
     image_size: Side | tuple[Side, Side] = 224
     """Side of the square images that the encoder sees, or their height and width, in pixels."""
     crop_scale: tuple[Share, Share] = (0.3, 1.0)
@@ -40,8 +50,10 @@ class DataConfig(Part):
     """Standard deviation of red, green and blue that normalisation divides by; the default is ImageNet's."""
     workers: int = Field(0, ge=0, le=256)
     """Processes that decode images, 0 for the main one; the batches are the same for any number."""
+    worker_timeout: float = Field(PATIENCE, gt=0, le=1e6)
+    """Seconds without a batch from the workers before the run is saved and stops, naming what they are reading."""
     max_pixels: int = Field(64_000_000, gt=0, le=PILLOW_LIMIT)
-    """Images with more pixels, by their header, count as unreadable; bounds memory to about 4 bytes a pixel."""
+    """Images with more pixels, by their header, count as unreadable; bounds memory to 16 bytes a pixel."""
     max_unreadable_share: float = Field(0.05, ge=0.0, le=1.0)
     """Share of images that may be unreadable, and are replaced by others, before the run stops."""
 

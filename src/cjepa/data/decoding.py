@@ -97,7 +97,7 @@ def _from_sixteen_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 bits, scaled: convert("RGB") would clip at 255 and leave a white image."""
     if image.mode == "I" and image.format not in ("PNG", "PPM"):  # those two hold 16 bits in this mode
         raise UnreadableImageError("32-bit pixels have no stated range; convert them to 8 or 16 bits")
-    grey = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
+    grey = (np.asarray(image) >> 8).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 
 

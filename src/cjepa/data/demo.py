@@ -1,7 +1,5 @@
 """Embedded real images: crops of the photographs that scikit-image and scikit-learn install, named by photograph."""
 
-import hashlib
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import Field, model_validator
 
+from cjepa.data.arrays import ArraySource
 from cjepa.data.crops import Box, resized
 from cjepa.data.decoding import PILLOW_LIMIT, decode
 from cjepa.data.source import NO_LABEL, Splits
@@ -48,7 +47,7 @@ class DemoConfig(Part):
     """Grey crops of 18 photographs, to be told apart by photograph: a task that colour cannot solve."""
 
     name: Literal["demo"] = "demo"
-    """The source: folder (your own images) or demo (crops of photographs that come with scikit-image)."""
+    """The kind of source; data.source lists all."""
     train_crops: int = Field(300, ge=2)
     """Crops from two opposite quarters of each photograph, for training."""
     labelled_crops: int = Field(20, ge=1)
@@ -75,30 +74,6 @@ class DemoConfig(Part):
         return self
 
 
-class DemoSource:
-    """Tiles in memory: uint8 [n, 3, H, W], some of them labelled by the photograph they were cropped from."""
-
-    def __init__(
-        self,
-        tiles: npt.NDArray[np.uint8],
-        labels: npt.NDArray[np.int64],
-        classes: tuple[str, ...],
-        names: Sequence[str] | None = None,
-    ) -> None:
-        self.tiles = tiles
-        self.labels = labels
-        self.classes = classes
-        self.names = names or [f"{classes[label]}/{index:05d}" for index, label in enumerate(labels)]
-        self.fingerprint = hashlib.sha256(tiles.tobytes() + labels.tobytes()).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def load(self, index: int) -> Image.Image:
-        """The tile in mode RGB."""
-        return Image.fromarray(np.ascontiguousarray(self.tiles[index].transpose(1, 2, 0)))
-
-
 def open_demo(config: DemoConfig, seed: int) -> Splits:
     """Training tiles from two opposite quarters of each photograph, test tiles from the others: no pixel is in both.
 
@@ -114,12 +89,12 @@ def open_demo(config: DemoConfig, seed: int) -> Splits:
     return Splits(_source(train, classes, config.labelled_crops), _source(test, classes, config.test_crops))
 
 
-def _source(tiles: list[npt.NDArray[np.uint8]], classes: tuple[str, ...], labelled: int) -> DemoSource:
+def _source(tiles: list[npt.NDArray[np.uint8]], classes: tuple[str, ...], labelled: int) -> ArraySource:
     """Tiles by photograph, of which the first `labelled` are labelled."""
     labels = [np.where(np.arange(len(part)) < labelled, label, NO_LABEL) for label, part in enumerate(tiles)]
     owners = [name for name, part in zip(classes, tiles, strict=True) for _ in part]
     names = [f"{name}/{index:05d}" for index, name in enumerate(owners)]
-    return DemoSource(np.concatenate(tiles), np.concatenate(labels).astype(np.int64), classes, names)
+    return ArraySource(np.concatenate(tiles), np.concatenate(labels).astype(np.int64), classes, names)
 
 
 def _draws(seed: int, half: int, count: int) -> npt.NDArray[np.float64]:

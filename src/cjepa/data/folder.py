@@ -1,27 +1,26 @@
 """Any nested folder of images."""
 
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
-from cjepa.data.decoding import decode
-from cjepa.data.source import NO_LABEL, Splits
+from cjepa.data.files import EXTENSIONS, FileList, FileSource
+from cjepa.data.labels import LabelColumn, ordered_classes
+from cjepa.data.names import printable
+from cjepa.data.source import Splits
 from cjepa.errors import InputError
 from cjepa.types import Part
 
-EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif"),
-)
 TEST_NAMES = ("test", "val", "validation")
 """Names of a test folder beside `train`; the first that exists is used."""
+
+
+_HINTS = {
+    ".tar": "; tar shards need an index: cjepa shard --index-only FOLDER",
+    ".parquet": "; Parquet files are read with data.source.name=parquet data.source.path=FOLDER",
+}
 
 
 class FolderConfig(Part):
@@ -30,29 +29,9 @@ class FolderConfig(Part):
     shorthand: ClassVar[str | None] = "path"
 
     name: Literal["folder"] = "folder"
-    """The source: folder (your own images) or demo (crops of photographs that come with scikit-image)."""
+    """The kind of source; data.source lists all."""
     path: Path
     """The folder. Subfolders name classes (used to evaluate only); train and test or val, if present, are splits."""
-
-
-class FolderSource:
-    """The images of one split, sorted by name; labels are the first folder level below the split's root."""
-
-    def __init__(self, root: Path, found: Sequence["_File"], classes: tuple[str, ...], max_pixels: int) -> None:
-        self.root = root
-        self.max_pixels = max_pixels
-        self.classes = classes
-        self.names = [_printable(file.path) for file in found]
-        self.labels = _labels(found, classes)
-        self.fingerprint = _fingerprint(found)
-        self._unprintable = {index: file.path for index, file in enumerate(found) if file.path != self.names[index]}
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def load(self, index: int) -> Image.Image:
-        """The image in mode RGB; raises UnreadableImageError."""
-        return decode(self.root / self._unprintable.get(index, self.names[index]), self.max_pixels)
 
 
 def open_folder(config: FolderConfig, max_pixels: int) -> Splits:
@@ -66,31 +45,48 @@ def open_folder(config: FolderConfig, max_pixels: int) -> Splits:
     """
     root = config.path.expanduser()
     _refuse_unless_folder(root)
-    subfolders = _split_folders(root)
+    subfolders = split_folders(root)
     if subfolders is None:
         found = _found_images(root)
-        return Splits(FolderSource(root, found, _classes(found), max_pixels), None)
-    train, test, ignored = subfolders
-    train_files, test_files = _found_images(root / train), _found_images(root / test, at_least=1)
-    classes = _classes([*train_files, *test_files])
-    notes = [f"{root}: training on {train}, testing on {test}"]
-    if ignored:
-        notes.append(f"{root}: ignored beside {train} and {test}: {_shortened(ignored)}")
+        return Splits(found.source(root, ordered_classes(found.classes), max_pixels), None)
+    train, test = _found_images(root / subfolders.train), _found_images(root / subfolders.test, at_least=1)
+    classes = ordered_classes([*train.classes, *test.classes])
     return Splits(
-        FolderSource(root / train, train_files, classes, max_pixels),
-        FolderSource(root / test, test_files, classes, max_pixels),
-        tuple(notes),
+        train.source(root / subfolders.train, classes, max_pixels),
+        test.source(root / subfolders.test, classes, max_pixels),
+        subfolders.notes(root),
     )
+
+
+class SplitFolders(NamedTuple):
+    """Names of the train and test folders and of what is ignored beside them."""
+
+    train: str
+    test: str
+    ignored: tuple[str, ...]
+
+    def notes(self, root: Path) -> tuple[str, ...]:
+        """What the user should know."""
+        notes = [f"{root}: training on {self.train}, testing on {self.test}"]
+        if self.ignored:
+            notes.append(f"{root}: ignored beside {self.train} and {self.test}: {_shortened(self.ignored)}")
+        return tuple(notes)
+
+
+def split_folders(root: Path) -> SplitFolders | None:
+    """The folders that are splits, or None if there are none."""
+    names = [printable(name) for name in _listed(root)]
+    folders = {name[:-1].lower(): name[:-1] for name in names if name.endswith("/")}
+    tests = [folders[name] for name in TEST_NAMES if name in folders]
+    if "train" not in folders or not tests:
+        return None
+    used = (folders["train"], tests[0])
+    return SplitFolders(*used, tuple(sorted(name for each in names if (name := each.rstrip("/")) not in used)))
 
 
 def _shortened(names: Sequence[str], shown: int = 8) -> str:
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + rest
-
-
-class _File(NamedTuple):
-    path: str  # relative to the split's root, as the file system spells it
-    size: int  # bytes
 
 
 def _refuse_unless_folder(root: Path) -> None:
@@ -101,102 +97,102 @@ def _refuse_unless_folder(root: Path) -> None:
     raise InputError(f"data: {root} does not exist (looked in {Path.cwd()}); check the path")
 
 
-def _split_folders(root: Path) -> tuple[str, str, tuple[str, ...]] | None:
-    """Names of the train and test folders and of what is ignored beside them, or None if there are no splits."""
-    names = sorted(_printable(entry.name) for entry in _entries(root))
-    folders = {name.lower(): name for name in names if (root / name).is_dir()}
-    tests = [folders[name] for name in TEST_NAMES if name in folders]
-    if "train" not in folders or not tests:
-        return None
-    used = (folders["train"], tests[0])
-    return *used, tuple(name for name in names if name not in used)
+class _Found:
+    """The images below a root and the class that the first folder level gives each."""
+
+    def __init__(self) -> None:
+        self.files = FileList()
+        self._labels = LabelColumn()
+
+    def add(self, path: str, size: int) -> None:
+        self.files.add(os.fsencode(path), size)
+        first, below, _ = path.partition("/")
+        self._labels.add(printable(first) if below else None)
+
+    @property
+    def classes(self) -> list[str]:
+        return self._labels.classes.met
+
+    def source(self, root: Path, classes: tuple[str, ...], max_pixels: int) -> FileSource:
+        return FileSource(root, self.files, self._labels.labels(classes), classes, max_pixels)
 
 
-def _found_images(root: Path, at_least: int = 2) -> list[_File]:
+def _found_images(root: Path, at_least: int = 2) -> _Found:
     """Image files below root, sorted by name whatever order the file system lists them in."""
-    images, others = [], Counter[str]()
-    for file in _files(root):
-        extension = os.path.splitext(file.path)[1].lower()  # noqa: PTH122  a Path for each of 10^6 names is slow
-        if extension in EXTENSIONS:
-            images.append(file)
-        else:
+    found, others = _Found(), Counter[str]()
+    for path in _files(root):
+        extension = os.path.splitext(path)[1].lower()  # noqa: PTH122  a Path for each of 10^6 names is slow
+        if extension not in EXTENSIONS:
             others[extension or "no extension"] += 1
-    if not images:
+            continue
+        try:
+            found.add(path, os.stat(f"{root}/{path}").st_size)  # noqa: PTH116  the same
+        except OSError:  # removed meanwhile
+            continue
+    if not len(found.files):
         raise InputError(
             f"data: {root} holds no images{_what_else(others)}; give a folder of {', '.join(EXTENSIONS)} files"
+            + "".join(hint for extension, hint in _HINTS.items() if extension in others)
         )
-    if len(images) < at_least:
+    if len(found.files) < at_least:
+        only = printable(found.files.names().raw(0))
         raise InputError(
-            f"data: {root} holds only one image ({_printable(images[0].path)}); training needs at least "
-            f"{at_least}, evaluation many more"
+            f"data: {root} holds only one image ({only}); training needs at least {at_least}, evaluation many more"
         )
-    return sorted(images)
+    return found
 
 
 def _what_else(others: Counter[str]) -> str:
     if not others:
         return " (it is empty)"
-    kinds = " ".join(_printable(extension) for extension, _ in others.most_common(8))
+    kinds = " ".join(printable(extension) for extension, _ in others.most_common(8))
     return f" ({others.total()} file{'s' if others.total() > 1 else ''}: {kinds})"
 
 
-def _files(root: Path) -> Iterator[_File]:
-    """Every regular file below root. Each folder is entered once, so that loops of links end."""
-    waiting, entered = [""], set[tuple[int, int]]()
-    while waiting:
-        folder = waiting.pop()
-        status = (root / folder).stat()
-        if (status.st_dev, status.st_ino) in entered:
-            continue
-        entered.add((status.st_dev, status.st_ino))
-        folders = []
-        for entry in _entries(root / folder):
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            try:
-                if entry.is_dir():
-                    folders.append(path)
-                elif entry.is_file():  # not a FIFO, socket or device
-                    yield _File(path, entry.stat().st_size)
-            except OSError:  # a link to itself, or a file removed meanwhile
-                continue
-        waiting += sorted(folders, reverse=True)
+def _files(root: Path) -> Iterator[str]:
+    """Every regular file below root, sorted by its whole path. Each folder is entered once, so that loops end."""
+    entered = set[tuple[int, int]]()
+    opened = [iter([""])]  # of each folder on the way down, what is still to come
+    while opened:
+        path = next(opened[-1], None)
+        if path is None:
+            opened.pop()
+        elif path.endswith("/") or not path:
+            status = (root / path).stat()
+            if (status.st_dev, status.st_ino) not in entered:
+                entered.add((status.st_dev, status.st_ino))
+                opened.append(_below(root, path))
+        else:
+            yield path
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _below(root: Path, folder: str) -> Iterator[str]:
+    return (f"{folder}{name}" for name in _listed(root / folder))
+
+
+def _listed(folder: Path) -> list[str]:
+    """Names of regular files, and of folders with a slash at their end: sorted like this, paths come out sorted."""
+    names = []
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not _hidden(entry.name)]
+            for entry in entries:
+                if not _hidden(entry.name) and (kind := _kind(entry)) is not None:
+                    names.append(entry.name + kind)
     except OSError as error:
         raise InputError(
-            f"data: cannot list {_printable(str(folder))}: {error.strerror}; make it readable or move it away"
+            f"data: cannot list {printable(str(folder))}: {error.strerror}; make it readable or move it away"
         ) from error
+    return sorted(names)
+
+
+def _kind(entry: os.DirEntry[str]) -> str | None:
+    """A slash for a folder, nothing for a file, None for a FIFO, a socket, a device or a link to nowhere."""
+    try:
+        return "/" if entry.is_dir() else "" if entry.is_file() else None
+    except OSError:  # a link to itself
+        return None
 
 
 def _hidden(name: str) -> bool:
     """Names of thumbnails and of the copies that macOS leaves in archives: they end like images and are none."""
     return name.startswith(".") or name == "__MACOSX"
-
-
-def _classes(found: Iterable[_File]) -> tuple[str, ...]:
-    names = {_printable(file.path).split("/", 1)[0] for file in found if "/" in file.path}
-    return tuple(sorted(names)) if len(names) > 1 else ()
-
-
-def _labels(found: Sequence[_File], classes: tuple[str, ...]) -> npt.NDArray[np.int64]:
-    number = {name: index for index, name in enumerate(classes)}
-    labels = [
-        number.get(_printable(file.path).split("/", 1)[0], NO_LABEL) if "/" in file.path else NO_LABEL for file in found
-    ]
-    return np.array(labels, dtype=np.int64)
-
-
-def _printable(name: str) -> str:
-    """The name with bytes that are not UTF-8 spelt out, so that it can be logged and printed."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _fingerprint(found: Iterable[_File]) -> str:
-    digest = hashlib.sha256()
-    for file in found:
-        digest.update(os.fsencode(file.path) + b"\0%d\n" % file.size)
-    return digest.hexdigest()

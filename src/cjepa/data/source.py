@@ -1,13 +1,15 @@
 """What every source of images offers, and how a source is split for evaluation."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+from cjepa.data.names import Chosen
 
 NO_LABEL = -1
 
@@ -58,7 +60,7 @@ class Subset:
     def __init__(self, source: ImageSource, indices: npt.NDArray[np.int64]) -> None:
         self.source = source
         self.indices = indices
-        self.names = [source.names[index] for index in indices]
+        self.names: Sequence[str] = Chosen(source.names, indices)
         self.labels = source.labels[indices]
         self.classes = source.classes
         chosen = hashlib.sha256(source.fingerprint.encode() + indices.astype("<i8").tobytes())
@@ -70,6 +72,29 @@ class Subset:
     def load(self, index: int) -> Image.Image:
         """The image in mode RGB; raises UnreadableImageError."""
         return self.source.load(int(self.indices[index]))
+
+
+class Joined:
+    """Several sources one after the other, the names of each below its own; without labels."""
+
+    def __init__(self, sources: Mapping[str, ImageSource]) -> None:
+        self.sources = tuple(sources.values())
+        self.names = [f"{part}/{name}" for part, source in sources.items() for name in source.names]
+        self.labels = np.full(len(self.names), NO_LABEL, dtype=np.int64)
+        self.classes: tuple[str, ...] = ()
+        joined = "".join(f"{part} {source.fingerprint}\n" for part, source in sources.items())
+        self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def load(self, index: int) -> Image.Image:
+        """The image in mode RGB; raises UnreadableImageError."""
+        for source in self.sources:
+            if index < len(source):
+                return source.load(index)
+            index -= len(source)
+        raise IndexError(index)
 
 
 def labelled_only(source: ImageSource) -> ImageSource:
@@ -85,7 +110,8 @@ def holdout(source: ImageSource, share: float = 0.2) -> Splits | None:
     uses all images. An image stays on its side when others are added or removed.
     """
     labelled = np.flatnonzero(source.labels != NO_LABEL)
-    to_test = np.array([_name_share(source.names[int(index)]) < share for index in labelled], dtype=np.bool_)
+    shares = (_name_share(source.names[int(index)]) < share for index in labelled)
+    to_test = np.fromiter(shares, dtype=np.bool_, count=len(labelled))
     if to_test.all() or not to_test.any():
         return None
     return Splits(Subset(source, labelled[~to_test]), Subset(source, labelled[to_test]))

@@ -1,20 +1,17 @@
 """Training batches as a pure function of (seed, step, slot): any worker, rank or restart gives the same ones."""
 
-import os
-import signal
-import sys
-import threading
-import warnings
-from collections.abc import Iterator
+import copy
+from collections.abc import Generator
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from cjepa.data.config import DataConfig
 from cjepa.data.crops import DRAWS, random_crop
 from cjepa.data.decoding import UnreadableImageError
+from cjepa.data.loader import PATIENCE, Notes, load
 from cjepa.data.order import sample_at
 from cjepa.data.source import ImageSource
 from cjepa.errors import InputError
@@ -23,8 +20,6 @@ from cjepa.types import Batch, MaskSampler, Unreadable
 
 _REPLACEMENTS = 256
 """Images tried for one slot. Where one in two is unreadable, all fail in one of 10^77 slots."""
-_WORKER_PATIENCE = 600
-"""Seconds to wait for a batch before a worker counts as hung, on a file system that went away for instance."""
 
 
 class TrainingStream(Dataset[Batch]):
@@ -101,60 +96,35 @@ class TrainingStream(Dataset[Batch]):
         return int(sample_at(self.seed, np.array([moved]), len(self.source))[0])
 
 
-class _Caught(Dataset[Batch | InputError]):
-    """A stream that hands its errors over as values: raised in a worker, their message would be a traceback."""
+class _Noted:
+    """A source that notes which image is being read."""
 
-    def __init__(self, stream: TrainingStream) -> None:
-        self.stream = stream
+    def __init__(self, source: ImageSource, notes: Notes) -> None:
+        self.source = source
+        self.notes = notes
+        self.names, self.labels, self.classes = source.names, source.labels, source.classes
+        self.fingerprint = source.fingerprint
 
-    def __getitem__(self, step: int) -> Batch | InputError:
-        try:
-            return self.stream[step]
-        except InputError as error:
-            return error
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def load(self, index: int) -> Image.Image:
+        with self.notes.reading(index):
+            return self.source.load(index)
 
 
-def iterate(stream: TrainingStream, start: int, stop: int, workers: int) -> Iterator[Batch]:
+def iterate(
+    stream: TrainingStream, start: int, stop: int, workers: int, patience: float = PATIENCE
+) -> Generator[Batch, None, None]:
     """The batches of steps start .. stop - 1, decoded by this many processes that live as long as the iterator.
 
-    Raises RuntimeError when a worker dies or gives no batch for ten minutes.
+    Raises WorkerError when a worker dies or gives no batch for `patience` seconds.
     """
     if start >= stop:
         return
-    with warnings.catch_warnings():  # torch advises against more workers than cores; the user chose them
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        batches = iter(
-            DataLoader(
-                _Caught(stream),
-                batch_size=None,
-                sampler=range(start, stop),
-                num_workers=workers,
-                pin_memory=torch.cuda.is_available(),
-                timeout=_WORKER_PATIENCE if workers else 0,
-                worker_init_fn=_leave_signals_to_the_main_process,
-            )
-        )
-    try:
-        for batch in batches:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
-    finally:
-        del batches  # ends the workers now; a traceback would keep them alive with this frame
-
-
-def _leave_signals_to_the_main_process(_worker: int) -> None:
-    """Ctrl-C and a scheduler signal every process of a job; workers must go on while the main one saves."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if sys.platform == "linux":  # elsewhere the sender of a signal cannot be told
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_on_request_of, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_on_request_of(main_process: int) -> None:
-    """Ends the worker at a SIGTERM of the main process, which Python sends at its exit, and at no other."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
-        pass
-    os._exit(0)
+    notes = Notes(workers)
+    noted = copy.copy(stream)
+    noted.source = _Noted(stream.source, notes)
+    name = stream.source.names.__getitem__
+    pinned = torch.cuda.is_available()
+    yield from load(noted, range(start, stop), notes, name, workers=workers, patience=patience, pinned=pinned)

@@ -1,12 +1,14 @@
 """What is measured while a run trains: the representation, what the predictor explains, and a cheap accuracy."""
 
+import logging
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from cjepa.data import (
@@ -20,8 +22,11 @@ from cjepa.data import (
     labelled_only,
 )
 from cjepa.data.source import NO_LABEL, Subset
+from cjepa.errors import InputError
+from cjepa.evaluation import FeatureEvaluation, evaluate
 from cjepa.evaluation.features import LabelledFeatures, extract_features
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
+from cjepa.evaluation.pooling import LAST_LAYER
 from cjepa.evaluation.representation import dimension_std, effective_rank, explained_variance, position_errors
 from cjepa.evaluation.retrieval import crop_retrieval
 from cjepa.models import JEPA
@@ -29,7 +34,10 @@ from cjepa.models.pretrained import normalise
 from cjepa.randomness import Stream, uniform_rows
 from cjepa.types import Part
 
+_log = logging.getLogger(__name__)
+
 NEIGHBOURS = 20
+_AT_ONCE = 1 << 20  # random numbers in memory
 PROBE_STEP = 1 << 40
 """Crops and masks of the explained variance come from a step that no training reaches."""
 
@@ -43,6 +51,15 @@ class MonitorConfig(Part):
     """Most images that are classified, or found again by another crop where there are no labels."""
     batch_size: int = Field(256, ge=2)
     """Images per forward pass."""
+    evaluations: tuple[Annotated[FeatureEvaluation, Field(discriminator="name")], ...] = ()
+    """More evaluations of the labelled images' features, as [{name: linear}]: as cjepa evaluate has them."""
+
+    @field_validator("evaluations")
+    @classmethod
+    def _of_the_last_layer(cls, evaluations: tuple[FeatureEvaluation, ...]) -> tuple[FeatureEvaluation, ...]:
+        if any(evaluation.pooling != LAST_LAYER for evaluation in evaluations):
+            raise ValueError("while a run trains, features are those of the last layer: leave pooling out")
+        return evaluations
 
 
 @dataclass(frozen=True)
@@ -105,7 +122,13 @@ class Monitor:
         train = self._features(model, EvaluationImages(self.labelled.train, self.data))
         source, target = self.labelled.train, self.labelled.test
         features = LabelledFeatures.select(train, source.labels, test, target.labels, source.classes)
-        return knn_accuracy(KnnConfig(k=(NEIGHBOURS,)), features), train
+        values = knn_accuracy(KnnConfig(k=(NEIGHBOURS,)), features)
+        for evaluation in self.config.evaluations:
+            try:
+                values |= evaluate(evaluation, features)
+            except InputError as error:  # few images may not do for it; that must not end a run
+                _log.warning("monitor.evaluations: %s is left out: %s", evaluation.name, error)
+        return values, train
 
     def _features(self, model: JEPA, images: EvaluationImages | TwoCrops) -> Tensor:
         return extract_features(
@@ -117,6 +140,7 @@ class Monitor:
             precision=self.precision,
             batch_size=self.config.batch_size,
             workers=self.data.workers,
+            patience=self.data.worker_timeout,
         )
 
     @torch.no_grad()
@@ -156,5 +180,16 @@ def some_images(source: ImageSource, most: int) -> ImageSource:
     """The source, or a fixed random choice of this many of its images."""
     if len(source) <= most:
         return source
-    scores = uniform_rows(0, Stream.EVALUATION, 0, 0, len(source), 1)[:, 0]
-    return Subset(source, np.sort(np.argsort(scores, kind="stable")[:most]))
+    return Subset(source, np.sort(_lowest(most, len(source))))
+
+
+def _lowest(most: int, count: int) -> npt.NDArray[np.int64]:
+    """The indices of the `most` lowest of `count` random numbers, some of which are in memory at a time."""
+    indices, scores = np.empty(0, np.int64), np.empty(0)
+    for first in range(0, count, _AT_ONCE):
+        drawn = uniform_rows(0, Stream.EVALUATION, 0, first, min(_AT_ONCE, count - first), 1)[:, 0]
+        indices = np.concatenate([indices, np.arange(first, first + len(drawn))])
+        scores = np.concatenate([scores, drawn])
+        kept = np.argsort(scores, kind="stable")[:most]
+        indices, scores = indices[kept], scores[kept]
+    return indices

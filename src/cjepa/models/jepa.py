@@ -1,6 +1,8 @@
 """The joint-embedding predictive architecture: encoder, its moving average as target encoder, and predictor."""
 
 import copy
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -35,6 +37,9 @@ class ModelConfig(Part):
     """The transformer that predicts target blocks."""
     target: TargetConfig = Field(default_factory=lambda: TargetConfig())
     """What the predictor has to predict."""
+    start: Path | None = None
+    """Weights to go on from instead of random ones, for encoder and target encoder; the predictor starts anew. A run
+    folder, what cjepa export wrote, an I-JEPA checkpoint (.pth.tar), or weights of transformers or timm."""
 
 
 class JEPA(nn.Module):
@@ -53,6 +58,11 @@ class JEPA(nn.Module):
         self.encoder.initialise(generator)
         self.predictor.initialise(generator)
         self.target_encoder.load_state_dict(self.encoder.state_dict())
+
+    def start_from(self, context: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+        """Replace the encoders' weights by others of the same names and shapes."""
+        self.encoder.load_state_dict(context)
+        self.target_encoder.load_state_dict(target)
 
     def forward(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Embeddings:
         """Context, predicted and target embeddings of a batch, in float32."""

@@ -1,6 +1,5 @@
 """`cjepa doctor`: what this machine offers, and whether a run can be continued."""
 
-import json
 import os
 import platform
 import time
@@ -11,11 +10,25 @@ from pathlib import Path
 import torch
 
 from cjepa.build import CHECKPOINTS, read_config
-from cjepa.runs.pretraining import DATA
+from cjepa.errors import InputError
+from cjepa.runs.continuing import read_data
+from cjepa.runs.pretraining import DIVERGED, LOG, MADE_WITH, UNREADABLE
 from cjepa.training.checkpoint import CheckpointStore
+from cjepa.training.state import Progressed
 
 PACKAGES = ("cjepa", "torch", "numpy", "pillow", "pydantic", "safetensors", "scikit-learn", "matplotlib")
-EXTRAS = {"demo": "scikit-image", "tensorboard": "tensorboard", "wandb": "wandb"}
+EXTRAS = {
+    "demo": "scikit-image",
+    "hub": "huggingface_hub",
+    "onnx": "onnxruntime",
+    "parquet": "pyarrow",
+    "tensorboard": "tensorboard",
+    "timm": "timm",
+    "transformers": "transformers",
+    "evaluation": "timm",
+    "detection": "pycocotools",
+    "wandb": "wandb",
+}
 """Optional extras of the package and the distribution that each brings."""
 _SIDE, _REPEATS = 768, 5
 
@@ -69,11 +82,15 @@ def _seconds(kind: torch.dtype, device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The checkpoints of a run with what is wrong with each, oldest first, and how far the run is."""
+    """The checkpoints of a run with what is wrong with each, oldest first, how far the run is, and what it met.
+
+    notes: unreadable images, skipped steps, the dump of a divergence, what a killed save left: one sentence each.
+    """
 
     checkpoints: dict[int, list[str]]
     steps: int | None
     images: int | None
+    notes: list[str]
 
     @property
     def used(self) -> int | None:
@@ -89,7 +106,45 @@ class Diagnosis:
 def diagnose(run: Path) -> Diagnosis:
     """Verify every checkpoint of a run folder; InputError when it is none."""
     read_config(run)
-    store = CheckpointStore(run / CHECKPOINTS)
-    path = run / DATA
-    data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return Diagnosis({step: store.verify(step) for step in store.steps()}, data.get("steps"), data.get("images"))
+    store, data = CheckpointStore(run / CHECKPOINTS), read_data(run)
+    checkpoints = {step: store.verify(step) for step in store.steps()}
+    notes = [*_met(run, store, checkpoints), *_left_behind(run, store)]
+    return Diagnosis(checkpoints, data.steps, data.images, notes)
+
+
+def _met(run: Path, store: CheckpointStore, checkpoints: dict[int, list[str]]) -> list[str]:
+    """What the newest valid checkpoint says of the way to it."""
+    valid = [step for step, problems in checkpoints.items() if not problems]
+    if not valid:
+        return []
+    checkpoint = store.load(valid[-1])
+    try:
+        progress = Progressed.of(checkpoint)
+    except InputError as error:
+        return [f"it cannot be continued: {error}"]
+    notes = []
+    if progress.unreadable:
+        notes.append(f"{len(progress.unreadable)} unreadable images were replaced; they are in {run / UNREADABLE}")
+    if progress.skipped or progress.spikes:
+        notes.append(f"{progress.skipped} steps were skipped and {progress.spikes} were spikes; see {run / LOG}")
+    if progress.left_out:
+        notes.append(f"steps left out after spikes: {', '.join(map(str, progress.left_out))}")
+    made_with = checkpoint.state.get(MADE_WITH)
+    if isinstance(made_with, dict):
+        notes.append("made with " + ", ".join(f"{name} {value}" for name, value in made_with.items()))
+    return notes
+
+
+def _left_behind(run: Path, store: CheckpointStore) -> list[str]:
+    """A dump, and the remains of a killed save."""
+    notes = []
+    dumps = CheckpointStore(run / DIVERGED)
+    for step in dumps.steps():
+        problems = dumps.verify(step)
+        state = f"damaged: {'; '.join(problems)}" if problems else f"`cjepa replay {run}` takes those steps again"
+        notes.append(f"the run gave up at step {step} and left a dump; {state}")
+    if store.folder.exists():
+        remains = sum(entry.name.startswith(".") for entry in store.folder.iterdir())
+        if remains:
+            notes.append(f"a killed save left {remains} folders behind; the next start or save clears them")
+    return notes

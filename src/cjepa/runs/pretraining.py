@@ -2,34 +2,38 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from cjepa.build import CONFIG, build_stream, build_trainer, choose_device, read_config
-from cjepa.config import RunConfig, differences, dump_yaml
+from cjepa.build import CONFIG, build_stream, build_trainer, choose_device, start_weights
+from cjepa.config import RunConfig, dump_yaml
 from cjepa.data import Splits, TrainingStream, iterate, open_source
-from cjepa.errors import InputError
 from cjepa.evaluation.monitor import Monitor
+from cjepa.runs.continuing import DATA, refuse_another_config, refuse_other_images
 from cjepa.runs.recording import Recorder
-from cjepa.training.checkpoint import CheckpointStore
-from cjepa.training.environment import describe_environment
+from cjepa.training.checkpoint import Checkpoint, CheckpointStore
+from cjepa.training.divergence import RolledBack
+from cjepa.training.environment import describe_environment, essentials
 from cjepa.training.health import Verdict
+from cjepa.training.interruption import stopping_at_once
 from cjepa.training.metrics import MetricsWriter, open_writers
+from cjepa.training.records import Records
 from cjepa.training.rows import RowLog
 from cjepa.training.run_folder import RunFolder
+from cjepa.training.state import differing
 from cjepa.training.trainer import Trainer
 from cjepa.types import Batch
 
 _log = logging.getLogger(__name__)
 
-DATA, LOG, UNREADABLE = "data.json", "train.log", "unreadable.jsonl"
-FREE_KEYS = ("data.workers:", "data.source.path:", "training.device:", "training.threads:", "logging.")
-"""Keys that may change when a run continues: they name the machine, not the run."""
+LOG, UNREADABLE, DIVERGED, START = "train.log", "unreadable.jsonl", "diverged", "start.json"
+MADE_WITH = "made_with"
+"""Key of a checkpoint's state: versions, device and threads."""
 
 
 @dataclass(frozen=True)
@@ -48,63 +52,93 @@ class Outcome:
     steps: int
 
 
-def pretrain(config: RunConfig, folder: Path) -> Outcome:
-    """Train in `folder`, or continue the run that it holds. Raises the errors of cjepa.errors."""
-    with RunFolder(folder) as run, _log_file(folder / LOG):
-        _refuse_another_config(config, folder)
+def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()) -> Outcome:
+    """Train in `folder`, or continue the run that it holds. Raises the errors of cjepa.errors.
+
+    allow_change: config keys, or groups of them, that may differ from those that the run began with, and IMAGES.
+    """
+    with stopping_at_once("the same command continues"), RunFolder(folder) as run, _log_file(folder / LOG):
+        refuse_another_config(config, folder, allow_change)
         device = choose_device(config.training.device)
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         splits = open_source(config.data, config.seed)
-        _refuse_other_images(splits, folder)
+        refuse_other_images(splits, folder, allow_change)
         stream = build_stream(config, splits)
         trainer = build_trainer(config, len(splits.train), device)
         store = CheckpointStore(run.checkpoints)
         store.remove_leftovers()
-        checkpoint = store.newest()
         _announce(config, splits, trainer, folder)
-        if checkpoint is not None:
-            _log.info("continuing after step %d of %d", checkpoint.step, trainer.total_steps)
-            trainer.restore(checkpoint)
         monitor = Monitor(config.monitor, config.data, splits, stream, device, config.training.precision)
-        _describe(run, config, splits, monitor, trainer.total_steps)
-        last = -1 if checkpoint is None else checkpoint.step
-        unreadable = RowLog(folder / UNREADABLE)
-        unreadable.truncate_after(last)
-        writers = open_writers(config.logging, folder, last, config.model_dump(mode="json"))
-        if config.logging.report:  # after the others, because the page shows what they have written
-            writers.append(Recorder(folder, config, trainer.model, monitor, last))
-        with _closing_all(writers):
-            verdict = trainer.train(_batches(stream, trainer, config), monitor, store, writers, unreadable)
+        verdict = None
+        while verdict is None:
+            checkpoint = store.newest()
+            if checkpoint is None:
+                _start(run, config, trainer)
+            else:
+                _restore(trainer, checkpoint)
+            _describe(run, config, splits, monitor, trainer.total_steps)
+            try:
+                verdict = _train(config, run, trainer, stream, monitor, store)
+            except RolledBack:
+                continue
         done = trainer.progress
         return Outcome(
             folder, verdict, monitor.quality, done.untrained, done.latest, done.best_step, trainer.total_steps
         )
 
 
-def _batches(stream: TrainingStream, trainer: Trainer, config: RunConfig) -> Callable[[int], Iterator[Batch]]:
-    return lambda step: iterate(stream, step, trainer.total_steps, config.data.workers)
-
-
-def _refuse_another_config(config: RunConfig, folder: Path) -> None:
-    if not (folder / CONFIG).exists():
+def _start(run: RunFolder, config: RunConfig, trainer: Trainer) -> None:
+    """Put the weights that `model.start` names into the untrained model, and their hash into the run folder."""
+    weights = start_weights(config)
+    if weights is None:
         return
-    changed = [line for line in differences(read_config(folder), config) if not line.startswith(FREE_KEYS)]
+    trainer.model.start_from(weights.context, weights.target)
+    digest = weights.digest()
+    origin = {"path": str(config.model.start), "format": weights.format, "sha256": digest}
+    run.write(START, json.dumps(origin, indent=2) + "\n")
+    _log.info("start: encoder and target encoder from %s (%s, sha256 %s)", config.model.start, weights.format, digest)
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    _log.info("continuing after step %d of %d", checkpoint.step, trainer.total_steps)
+    trainer.restore(checkpoint)
+    changed = differing(checkpoint.state.get(MADE_WITH, {}), essentials(trainer.device))
     if changed:
-        raise InputError(
-            f"{folder} holds a run of another configuration:\n  "
-            + "\n  ".join(changed)
-            + "\nContinue it with its own settings, or choose another folder with --out"
+        _log.warning(
+            "this is not what the checkpoint was made with, so the result may differ in its last bits from that of an "
+            "undisturbed run: %s",
+            "; ".join(changed),
         )
 
 
-def _refuse_other_images(splits: Splits, folder: Path) -> None:
-    path = folder / DATA
-    if path.exists() and json.loads(path.read_text())["fingerprint"] != splits.train.fingerprint:
-        raise InputError(
-            f"{folder}: the training images are not those that the run began with ({path} has their fingerprint); "
-            "bring them back, or choose another folder with --out"
-        )
+def _train(
+    config: RunConfig,
+    run: RunFolder,
+    trainer: Trainer,
+    stream: TrainingStream,
+    monitor: Monitor,
+    store: CheckpointStore,
+) -> Verdict:
+    """From where the trainer stands to the end; what was written of later steps is removed."""
+    last = trainer.progress.step if trainer.progress.untrained else -1
+    unreadable = RowLog(run.path / UNREADABLE)
+    unreadable.truncate_after(last)
+    about = {"seed": config.seed, MADE_WITH: essentials(trainer.device)}
+    writers = open_writers(config.logging, run.path, last, config.model_dump(mode="json"))
+    if config.logging.report:  # after the others, because the page shows what they have written
+        writers.append(Recorder(run.path, config, trainer.model, monitor, last))
+    with _closing_all(writers):
+        dumps = CheckpointStore(run.path / DIVERGED)
+        records = Records(store, dumps, writers, unreadable, about, config.training.on_failed_write)
+        return trainer.train(_batches(stream, trainer, config), monitor, records)
+
+
+def _batches(
+    stream: TrainingStream, trainer: Trainer, config: RunConfig
+) -> Callable[[int], Generator[Batch, None, None]]:
+    workers, patience = config.data.workers, config.data.worker_timeout
+    return lambda step: iterate(stream, step, trainer.total_steps, workers, patience)
 
 
 def _announce(config: RunConfig, splits: Splits, trainer: Trainer, folder: Path) -> None:
@@ -163,10 +197,22 @@ def _closing_all(writers: list[MetricsWriter]) -> Iterator[None]:
         yield
 
 
+class _LogFile(logging.FileHandler):
+    """The run's log; a disk that is full must not cost more than the line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
+        """Say nothing: what cannot be written is said by what else is written there."""
+
+    def close(self) -> None:
+        """Close, also where the last lines do not fit any more."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
     """Everything the package logs also goes into the run's train.log, whoever else listens."""
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = _LogFile(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("cjepa")
     level = package.level

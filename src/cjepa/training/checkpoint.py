@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from cjepa.errors import CjepaError, InputError, NoValidCheckpointError
+from cjepa.errors import InputError, NoValidCheckpointError, StorageError
 from cjepa.training.durable import sync_folder, write_new
 from cjepa.training.manifest import (
     FORMAT_VERSION,
@@ -39,10 +39,8 @@ _SET_ASIDE = ".old-"
 _SPACE_MARGIN = 1 << 20  # names, headers, manifest and block rounding
 
 
-class CheckpointSaveError(CjepaError):
+class CheckpointSaveError(StorageError):
     """A checkpoint could not be saved; the earlier ones are untouched and the run can be continued from them."""
-
-    exit_code = 75
 
 
 @dataclass(frozen=True)
@@ -53,13 +51,23 @@ class Checkpoint:
     step: int
     state: Mapping[str, Any]
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors saved under `name`, on the CPU; InputError when there are none."""
+    @property
+    def names(self) -> list[str]:
+        """The names under which it holds tensors."""
+        return sorted(file.stem for file in self.path.glob("*.safetensors"))
+
+    def tensors(self, name: str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The tensors saved under `name`, on the CPU.
+
+        like: what they must be, compared by name and shape before anything is read, so that the checkpoint of
+        another model, or of a stranger, takes no more memory than the model. InputError names the first difference.
+        """
         path = self.path / f"{name}.safetensors"
-        names = sorted(file.stem for file in self.path.glob("*.safetensors"))
-        if name not in names:
-            raise InputError(f"{self.path} holds no tensors named {name!r}; it holds {', '.join(names)}")
+        if name not in self.names:
+            raise InputError(f"{self.path} holds no tensors named {name!r}; it holds {', '.join(self.names)}")
         try:
+            if like is not None:
+                _refuse_other_shapes(path, like)
             return dict(load_file(path))
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} cannot be read: {error}; use another checkpoint") from error
@@ -129,7 +137,19 @@ class CheckpointStore:
         return None
 
     def remove_leftovers(self) -> None:
-        """Clear what a killed save left behind; call it at the start of a run, before `newest`."""
+        """Clear what a killed save left behind; call it at the start of a run, before `newest`.
+
+        CheckpointSaveError when the folder cannot be changed.
+        """
+        try:
+            self._clear()
+        except OSError as error:
+            raise CheckpointSaveError(
+                f"what a killed save left in {self.folder} cannot be removed: {error}; repair the folder, then run the "
+                "same command again"
+            ) from error
+
+    def _clear(self) -> None:
         if not self.folder.exists():
             return
         for entry in sorted(self.folder.iterdir()):
@@ -158,7 +178,7 @@ class CheckpointStore:
         temporary = self.folder / f"{_TEMPORARY}{_folder_name(step)}-{secrets.token_hex(4)}"
         try:
             self.folder.mkdir(exist_ok=True)  # no parents: a run folder that vanished must not come back empty
-            self.remove_leftovers()
+            self._clear()
             if shutil.disk_usage(self.folder).free < need:
                 raise self._failure(step, "not enough space", need)
             temporary.mkdir()
@@ -170,6 +190,11 @@ class CheckpointStore:
             shutil.rmtree(temporary, ignore_errors=True)
         self._delete_old(step, protect)
         return checkpoint
+
+    def amend(self, checkpoint: Checkpoint, state: Mapping[str, Any], protect: Collection[int] = ()) -> Checkpoint:
+        """Save a checkpoint again with the same tensors and another state."""
+        tensors = {name: checkpoint.tensors(name) for name in checkpoint.names}
+        return self.save(checkpoint.step, tensors, state, protect)
 
     def _read(self, step: int) -> Checkpoint:
         path = self.folder / _folder_name(step)
@@ -225,6 +250,19 @@ class CheckpointStore:
             f"({need:,} bytes needed, {_free(self.folder)} free); earlier checkpoints are untouched: make room or "
             "repair the folder, then run the same command again"
         )
+
+
+def _refuse_other_shapes(path: Path, like: Mapping[str, Tensor]) -> None:
+    with safe_open(path, framework="pt") as file:
+        found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  not a mapping
+    wanted = {name: list(tensor.shape) for name, tensor in like.items()}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise InputError(
+                f"{path}: {name} has shape {found.get(name, '(not there)')} instead of "
+                f"{wanted.get(name, '(not there)')}: the checkpoint is of another model or version of cjepa; use the "
+                "configuration and version that wrote it"
+            )
 
 
 def _folder_name(step: int) -> str:

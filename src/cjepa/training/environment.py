@@ -43,6 +43,14 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+def essentials(device: torch.device) -> dict[str, Any]:
+    """What the last bits of a training depend on besides its config and images; every checkpoint says it."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
+    versions = {package: _version(package) or "unknown" for package in ("cjepa", "torch", "pillow")}
+    return {**versions, "device": name, **threads}
+
+
 def _redact(argument: str) -> str:
     return _SECRET_IN_ADDRESS.sub("://***@", _SECRET_VALUE.sub(r"\1***", argument))
 

@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from cjepa.errors import StoppedEarly
@@ -12,17 +14,28 @@ from cjepa.errors import StoppedEarly
 _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
 
 
-class Interruption:
-    """While open, the first signal only sets `requested`; a second one leaves at once with exit code 75.
+class Interrupted(BaseException):
+    """A signal asked to stop where stopping is safe.
 
+    No Exception, as KeyboardInterrupt is none: whoever turns the errors of damaged images into reports must not
+    take a signal for one.
+    """
+
+
+class Interruption:
+    """While open, the first signal sets `requested`; a second one leaves at once with exit code 75.
+
+    Within `promptly` the first signal also raises Interrupted, there and then: for waiting and measuring, which may
+    take long and change nothing that is saved. Everywhere else, in a step or a save, call `check` when it is done.
     At once means os._exit: nothing is cleaned up, because cleaning up may be what hangs, and nothing has to be,
-    because a half-written checkpoint is never used. Poll `requested` between steps and inside anything long
-    (evaluation, waiting for data). Outside the main thread, where Python allows no handlers, it does nothing.
+    because a half-written checkpoint is never used. Outside the main thread, where Python allows no handlers, it
+    does nothing.
     """
 
     def __init__(self) -> None:
         self.requested: str | None = None
         """The name of the signal that asked to stop, such as SIGTERM; None so far."""
+        self._prompt = False
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Interruption":
@@ -38,12 +51,40 @@ class Interruption:
             signal.signal(number, signal.SIG_DFL if previous is None else previous)  # type: ignore[arg-type]
         self._previous.clear()
 
+    def check(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self.requested is not None:
+            raise Interrupted(self.requested)
+
+    @contextmanager
+    def promptly(self) -> Iterator[None]:
+        """Within, a signal raises Interrupted at once; one that came before raises it at the start."""
+        try:
+            self._prompt = True
+            self.check()
+            yield
+        finally:
+            self._prompt = False
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.requested is None:
             self.requested = name
+            if self._prompt:
+                raise Interrupted(name)
             return
         # os.write: print may be in the middle of something else. The live line had hidden the cursor.
         cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
         os.write(2, f"{cursor}\n{name} after {self.requested}: leaving at once\n".encode())
         os._exit(StoppedEarly.exit_code)
+
+
+@contextmanager
+def stopping_at_once(advice: str) -> Iterator[None]:
+    """A signal within ends in StoppedEarly: for work that nothing is lost of, such as opening the images."""
+    with Interruption() as interruption:
+        try:
+            with interruption.promptly():
+                yield
+        except Interrupted as stop:
+            raise StoppedEarly(f"stopped by {stop}; {advice}") from None

@@ -59,3 +59,14 @@ def restore_moments(optimizer: torch.optim.Optimizer, parameters: Named, saved: 
         parameter = parameters[name]
         # AdamW counts its steps on the CPU unless it is fused on another device; both accept the parameter's device.
         optimizer.state[parameter][kind] = value.to(parameter.device)
+
+
+def moments_like(parameters: Named) -> dict[str, Tensor]:
+    """Tensors with the names and shapes that `moments` has after the first step."""
+    count = torch.zeros(())
+    kinds = {"step": count, "exp_avg": None, "exp_avg_sq": None}
+    return {
+        f"{name}|{kind}": parameter if like is None else like
+        for name, parameter in parameters.items()
+        for kind, like in kinds.items()
+    }

@@ -1,5 +1,6 @@
 """Logs of one JSON object a line: appended whole, readable after a kill, cut back when a run is resumed."""
 
+import io
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cjepa.errors import StorageError
 from cjepa.training.durable import replace
 
 _log = logging.getLogger(__name__)
@@ -19,26 +21,56 @@ class RowLog:
         self.path = path
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one row. It is in the file when this returns, so a kill of the process cannot lose it."""
+        """Add one row. It is in the file when this returns, so a kill of the process cannot lose it.
+
+        StorageError when it cannot be written; nothing of the row is left then.
+        """
         assert isinstance(row["step"], int), row
         line = json.dumps(dict(row), allow_nan=False, ensure_ascii=False) + "\n"
-        with self.path.open("ab") as file:  # opened anew each time: the file may have been cut back or replaced
-            file.write(line.encode())
+        try:
+            # Opened anew each time: the file may have been cut back or replaced.
+            with self.path.open("ab", buffering=0) as file:
+                end = file.tell()
+                try:
+                    _write_whole(file, line.encode())
+                except OSError:
+                    file.truncate(end)
+                    raise
+        except OSError as error:
+            raise self._failure(error) from error
 
     def sync(self) -> None:
         """Bring all rows to the disk; call it before a checkpoint that is later than they are."""
-        if self.path.exists():
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
+        try:
+            if self.path.exists():
+                with self.path.open("rb") as file:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise self._failure(error) from error
 
     def truncate_after(self, step: int) -> None:
         """Remove the rows after `step` and any line cut by a kill, so that a resumed run repeats none."""
         if not self.path.exists():
             return
-        content = self.path.read_bytes()
-        kept = b"".join(line for line, row in _parse(content) if row is not None and row["step"] <= step)
-        if kept != content:
-            replace(self.path, kept)
+        try:
+            content = self.path.read_bytes()
+            kept = b"".join(line for line, row in _parse(content) if row is not None and row["step"] <= step)
+            if kept != content:
+                replace(self.path, kept)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"{self.path} cannot be written: {error.strerror or error}; make room or repair the folder, then run the "
+            "same command again"
+        )
+
+
+def _write_whole(file: io.FileIO, content: bytes) -> None:
+    """All of it: on a disk that fills up, the system may take the first part and refuse the second."""
+    while content:
+        content = content[file.write(content) :]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cjepa.errors import InputError
+from cjepa.errors import InputError, StorageError
 from cjepa.training.durable import replace, sync_folder, write_new
 
 _LOCK = ".lock"
@@ -35,8 +35,17 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def write(self, name: str, text: str) -> None:
-        """Write a small text file, such as config.yaml, at once: never half of it, also in a power cut."""
-        replace(self.path / name, text.encode())
+        """Write a small text file, such as config.yaml, at once: never half of it, also in a power cut.
+
+        StorageError when it cannot be written; what was there before is still there.
+        """
+        try:
+            replace(self.path / name, text.encode())
+        except OSError as error:
+            raise StorageError(
+                f"{self.path / name} cannot be written: {error.strerror or error}; make room or repair the folder, "
+                "then run the same command again"
+            ) from error
 
     def __enter__(self) -> "RunFolder":
         self._create()
@@ -49,7 +58,12 @@ class RunFolder:
             raise InputError(
                 f"the run folder {self.path} is in use by {self._owner()}; stop that, or choose another folder"
             ) from error
-        except OSError as error:
+        except NotImplementedError as error:
+            raise InputError(
+                f"the file system of {self.path} has no locks, so two runs could write into one folder; choose another"
+            ) from error
+        except (OSError, StorageError) as error:
+            self._lock.release()
             raise self._unwritable(error) from error
         return self
 
@@ -92,7 +106,7 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"
 
-    def _unwritable(self, error: OSError) -> InputError:
+    def _unwritable(self, error: OSError | StorageError) -> InputError:
         return InputError(
             f"the run folder {self.path} cannot be written: {error}; choose a folder that you may write to"
         )

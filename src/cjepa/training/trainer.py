@@ -2,26 +2,30 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from cjepa.errors import DivergedError, InputError, StoppedEarly
+from cjepa.errors import InputError, StoppedEarly, WorkerError
 from cjepa.models import JEPA
 from cjepa.objectives import Objective
-from cjepa.training.checkpoint import Checkpoint, CheckpointStore
+from cjepa.training.checkpoint import Checkpoint
+from cjepa.training.divergence import Trouble, all_finite, diverged, go_back
 from cjepa.training.health import Record, Verdict, judge
-from cjepa.training.interruption import Interruption
-from cjepa.training.metrics import MetricsWriter
-from cjepa.training.optimizer import OptimizerConfig, build_optimizer, moments, restore_moments, set_rates
+from cjepa.training.interruption import Interrupted, Interruption
+from cjepa.training.optimizer import OptimizerConfig, build_optimizer, moments, moments_like, restore_moments, set_rates
 from cjepa.training.progress import Progress
-from cjepa.training.rows import RowLog
+from cjepa.training.recheck import recheck
+from cjepa.training.records import Records
 from cjepa.training.schedules import MomentumConfig, learning_rate, linear
+from cjepa.training.spikes import SpikesConfig
+from cjepa.training.state import Progressed, Reason, Taken
+from cjepa.training.watchdog import Watchdog
 from cjepa.types import Batch, Loss, Part
 
 _log = logging.getLogger(__name__)
@@ -54,7 +58,15 @@ class TrainingConfig(Part):
     checkpoint_every: float = Field(1.0, gt=0)
     """Epochs between two checkpoints; the last two and the best one are kept."""
     most_skipped: int = Field(10, ge=1)
-    """Steps in a row whose loss or gradient is not finite before the run gives up; none of them changes a weight."""
+    """Steps in a row that change nothing, their loss or gradient not finite or a spike, before the run gives up."""
+    spikes: SpikesConfig = Field(default_factory=lambda: SpikesConfig())
+    """What to do when loss or gradient jump far above those of the steps before."""
+    on_failed_write: Literal["stop", "continue"] = "stop"
+    """When a checkpoint or a row cannot be written, on a full disk for instance: stop, or warn and continue."""
+    recheck_every: int | None = Field(None, ge=1)
+    """Steps between two that are computed twice and compared to the bit, to notice a faulty machine; null: never."""
+    hang_after: float | None = Field(3600.0, gt=0)
+    """Seconds without a finished step, evaluation or save after which a run prints where it waits and leaves (75)."""
 
 
 @runtime_checkable
@@ -69,21 +81,6 @@ class Measures(Protocol):
     def measure(self, model: JEPA) -> Mapping[str, float]:
         """The values of a model."""
         ...
-
-
-@dataclass
-class Progressed:
-    """What a run knows besides its weights; saved with every checkpoint."""
-
-    step: int = 0
-    untrained: dict[str, float] = field(default_factory=dict)
-    latest: dict[str, float] = field(default_factory=dict)
-    peak_rank: float = 0.0
-    best_step: int = 0
-    best_quality: float = -math.inf
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    unreadable: list[int] = field(default_factory=list)
 
 
 class Trainer:
@@ -116,48 +113,45 @@ class Trainer:
         self.parameters = self._learned()
         self.optimizer = build_optimizer(config.optimizer, self.parameters)
         self.progress = Progressed()
+        self._saved: tuple[int, int] | None = None  # step and evaluation of the last checkpoint
+        self._trouble: list[Trouble] = []  # the last steps, without a gap, that changed nothing
 
     def train(
-        self,
-        batches: Callable[[int], Iterator[Batch]],
-        monitor: Measures,
-        store: CheckpointStore,
-        writers: list[MetricsWriter],
-        unreadable: RowLog,
+        self, batches: Callable[[int], Generator[Batch, None, None]], monitor: Measures, records: Records
     ) -> Verdict:
         """From where the progress stands to the end; `batches(step)` yields those of step, step + 1, ...
 
-        Raises StoppedEarly after a signal (saved), DivergedError after too many non-finite steps in a row.
+        Raises StoppedEarly after a signal and WorkerError when no batch comes (both saved), DivergedError after too
+        many steps in a row that change nothing, and RolledBack: then restore the newest checkpoint and train again.
         """
-        every, saves = self._steps(self.config.evaluate_every), self._steps(self.config.checkpoint_every)
-        with Interruption() as interruption, Progress("pretrain", self.total_steps) as line:
-            if not self.progress.untrained:
-                self._evaluate(monitor, writers)
-                self._save(store, writers)
-            verdict = self._judge(monitor)
-            for batch in batches(self.progress.step):
-                loss, norm = self.take_step(batch)
-                step = self.progress.step = self.progress.step + 1
-                self._record_unreadable(batch, unreadable)
-                if step % self.config.log_every == 0 or step == self.total_steps:
-                    self._write(writers, "train", self._row(loss, norm))
-                line.update(step, self._shown(loss, verdict), len(batch.images))
-                improved = False
-                if step % every == 0 or step == self.total_steps:
-                    improved = self._evaluate(monitor, writers)
-                    verdict = self._judge(monitor)
-                    _log.info("step %d: %s: %s", step, verdict.state, verdict.evidence)
-                if improved or step % saves == 0 or step == self.total_steps or interruption.requested:
-                    self._save(store, writers)
-                if interruption.requested and step < self.total_steps:
-                    raise StoppedEarly(
-                        f"stopped by {interruption.requested} after step {step} of {self.total_steps} and saved; "
-                        "the same command continues the run"
-                    )
+        with (
+            Interruption() as interruption,
+            Watchdog(self.config.hang_after) as watchdog,
+            Progress("pretrain", self.total_steps) as line,
+        ):
+            try:
+                self._evaluate_and_save(monitor, records, interruption)  # the start, or what a stop had cut short
+                verdict = self._judge(monitor)
+                for batch in self._awaited(batches, interruption):
+                    taken = self.take_step(batch)
+                    self._give_up_or_go_back(taken, batch, records)
+                    self.progress.step += 1
+                    self._record(taken, batch, records)
+                    line.update(self.progress.step, self._shown(taken.loss, verdict), len(batch.images))
+                    if self._evaluate_and_save(monitor, records, interruption):
+                        verdict = self._judge(monitor)
+                        _log.info("step %d: %s: %s", self.progress.step, verdict.state, verdict.evidence)
+                    watchdog.alive()
+            except Interrupted as stop:
+                self._save(records, last=True)
+                raise StoppedEarly(f"stopped by {stop} {self._where()}; the same command continues the run") from None
+            except WorkerError as error:
+                self._save(records, last=True)
+                raise WorkerError(f"{error}. Stopped {self._where()}; the same command continues the run") from error
         return verdict
 
-    def take_step(self, batch: Batch) -> tuple[Loss, float]:
-        """One step of the method; the loss and the norm of its gradient. Nothing changes if they are not finite."""
+    def take_step(self, batch: Batch) -> Taken:
+        """One step of the method. Nothing changes if loss or gradient are not finite or the step is left out."""
         step = self.progress.step
         optimizer = self.config.optimizer
         set_rates(
@@ -165,30 +159,43 @@ class Trainer:
             learning_rate(optimizer.learning_rate, step, self.warmup_steps, self.total_steps),
             linear(optimizer.weight_decay.start, optimizer.weight_decay.final, step, self.total_steps),
         )
+        loss, norm = self.gradient(batch)
+        if self.config.recheck_every and step % self.config.recheck_every == 0:
+            recheck(self.parameters, lambda: self.gradient(batch), step)
+        unchanged = self._reason_to_change_nothing(float(loss.total.detach()), norm)
+        if unchanged is None:
+            self.optimizer.step()
+            self.model.update_target(self._momentum(step))
+        self.optimizer.zero_grad(set_to_none=True)
+        return Taken(loss, norm, unchanged)
+
+    def gradient(self, batch: Batch) -> tuple[Loss, float]:
+        """The loss of the step about to be taken, its gradient in the parameters, and the norm of that."""
         images = self.normalise(batch.images.to(self.device, non_blocking=True))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             embeddings = self.model(images, batch.masks.to(self.device))
-        loss: Loss = self.objective(embeddings, step)
+        loss: Loss = self.objective(embeddings, self.progress.step)
         loss.total.backward()
-        largest = optimizer.clip_gradient or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), largest, foreach=True))
-        if math.isfinite(norm) and math.isfinite(float(loss.total.detach())):
-            self.optimizer.step()
-            self.model.update_target(self._momentum(step))
-            self.progress.skipped_in_a_row = 0
-        else:
-            self._skip(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss, norm
+        largest = self.config.optimizer.clip_gradient or math.inf
+        return loss, float(nn.utils.clip_grad_norm_(self.parameters.values(), largest, foreach=True))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue exactly where a checkpoint was saved."""
-        self.progress = Progressed(**checkpoint.state["progress"])
-        self.model.encoder.load_state_dict(checkpoint.tensors("encoder"))
-        self.model.target_encoder.load_state_dict(checkpoint.tensors("target_encoder"))
-        self.model.predictor.load_state_dict(checkpoint.tensors("predictor"))
-        self.objective.load_state_dict(checkpoint.tensors("objective"))
-        restore_moments(self.optimizer, self.parameters, checkpoint.tensors("optimizer"))
+        """Continue exactly where a checkpoint was saved; InputError when it is one of another model."""
+        self.progress = Progressed.of(checkpoint)
+        wanted = self.tensors()
+        modules = {
+            "encoder": self.model.encoder,
+            "target_encoder": self.model.target_encoder,
+            "predictor": self.model.predictor,
+            "objective": self.objective,
+        }
+        for name, module in modules.items():
+            module.load_state_dict(checkpoint.tensors(name, like=wanted[name]))
+        moved = moments_like(self.parameters) if self.progress.weights_moved else {}
+        self.optimizer.state.clear()
+        restore_moments(self.optimizer, self.parameters, checkpoint.tensors("optimizer", like=moved))
+        self._saved = (self.progress.step, self.progress.evaluated)
+        self._trouble.clear()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything that `restore` needs besides the progress, by file."""
@@ -211,24 +218,62 @@ class Trainer:
     def _momentum(self, step: int) -> float:
         return linear(self.config.momentum.start, self.config.momentum.final, step, self.total_steps)
 
-    def _skip(self, step: int) -> None:
-        self.progress.skipped += 1
-        self.progress.skipped_in_a_row += 1
-        _log.warning("step %d skipped: loss or gradient is not finite; no weight was changed", step)
-        if self.progress.skipped_in_a_row >= self.config.most_skipped:
-            raise DivergedError(
-                f"loss or gradient was not finite in {self.config.most_skipped} steps in a row, up to step {step}; "
-                "the last checkpoint is good: lower training.optimizer.learning_rate.peak, set "
-                "training.optimizer.clip_gradient=1, or use training.precision=float32, in a new run"
-            )
+    def _reason_to_change_nothing(self, loss: float, norm: float) -> Reason | None:
+        """Judge a step before the optimizer does anything, and remember the judgement."""
+        progress, spikes = self.progress, self.config.spikes
+        if progress.step in progress.left_out:
+            return "left out"
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        far = finite and progress.recent.deviation(loss, norm) > spikes.threshold
+        progress.spikes += far
+        if finite and (not far or spikes.policy == "log"):
+            if far:
+                _log.warning("step %d: loss %.4g, gradient %.4g: far above those before", progress.step, loss, norm)
+            progress.recent.add(loss, norm)
+            progress.skipped_in_a_row = 0
+            return None
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        what = "far above those before" if finite else "not finite"
+        _log.warning("step %d skipped: loss %.4g, gradient %.4g: %s", progress.step, loss, norm, what)
+        return "spike" if finite else "not finite"
 
-    def _record_unreadable(self, batch: Batch, rows: RowLog) -> None:
+    def _give_up_or_go_back(self, taken: Taken, batch: Batch, records: Records) -> None:
+        if taken.unchanged in (None, "left out"):
+            self._trouble.clear()
+            return
+        self._trouble.append(Trouble.of(self.progress.step, taken, batch))
+        if self.progress.skipped_in_a_row >= self.config.most_skipped:
+            raise diverged(self._trouble, self.tensors(), self.progress, records)
+        if taken.unchanged == "spike" and self.config.spikes.policy == "rollback":
+            go_back(self.progress.step, self.config.spikes.left_out, self.config.most_skipped, records)
+
+    def _awaited(
+        self, batches: Callable[[int], Generator[Batch, None, None]], interruption: Interruption
+    ) -> Generator[Batch, None, None]:
+        """The remaining batches; a signal ends the wait for one, and comes through after a step and what follows."""
+        with closing(batches(self.progress.step)) as remaining:
+            while self.progress.step < self.total_steps:
+                with interruption.promptly():
+                    batch = next(remaining)
+                yield batch
+
+    def _where(self) -> str:
+        done = f"after step {self.progress.step} of {self.total_steps} and saved"
+        return done if self.progress.untrained else "before anything was done"
+
+    def _record(self, taken: Taken, batch: Batch, records: Records) -> None:
+        step = self.progress.step
+        self._record_unreadable(batch, records)
+        if step % self.config.log_every == 0 or step == self.total_steps:
+            records.row(step, "train", self._row(taken))
+
+    def _record_unreadable(self, batch: Batch, records: Records) -> None:
         """List newly met unreadable images; stop when there are too many."""
         for image in batch.unreadable:
             if image.index not in self.progress.unreadable:
                 self.progress.unreadable.append(image.index)
-                rows.append({"step": self.progress.step, "name": image.name, "reason": image.reason})
-                _log.warning("unreadable image replaced: %s (%s)", image.name, image.reason)
+                records.bad_image(self.progress.step, image)
         seen = min(self.progress.step * self.config.batch_size, self.images)
         bad = len(self.progress.unreadable)
         if batch.unreadable and seen >= min(FEW_IMAGES, self.images) and bad > self.max_unreadable_share * seen:
@@ -238,38 +283,49 @@ class Trainer:
                 "or remove them, or raise the share"
             )
 
-    def _row(self, loss: Loss, norm: float) -> dict[str, float]:
+    def _row(self, taken: Taken) -> dict[str, float]:
         step = self.progress.step - 1
         return {
-            "loss": float(loss.total.detach()),
-            **{name: float(term) for name, term in loss.terms.items()},
-            "gradient_norm": norm,
+            "loss": float(taken.loss.total.detach()),
+            **{name: float(term) for name, term in taken.loss.terms.items()},
+            "gradient_norm": taken.gradient_norm,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "weight_decay": self.optimizer.param_groups[0]["weight_decay"],
             "momentum": self._momentum(step),
             "epoch": self.progress.step * self.config.batch_size / self.images,
             "skipped": self.progress.skipped,
+            "spikes": self.progress.spikes,
         }
 
     def _shown(self, loss: Loss, verdict: Verdict) -> dict[str, str | float]:
         terms = {name: float(term) for name, term in loss.terms.items()}
         return {"loss": float(loss.total.detach()), **terms, "health": verdict.state}
 
-    def _write(self, writers: list[MetricsWriter], split: str, values: Mapping[str, float]) -> None:
-        for writer in writers:
-            writer.write(self.progress.step, split, values)
+    def _evaluate_and_save(self, monitor: Measures, records: Records, interruption: Interruption) -> bool:
+        """What is due after a step; True if there was an evaluation. A signal comes through when it is done."""
+        step, every = self.progress.step, self._steps(self.config.evaluate_every)
+        last = step == self.total_steps
+        evaluates = self.progress.evaluated < step and (step % every == 0 or last)
+        improved = evaluates and self._evaluate(monitor, records, interruption)
+        if improved or step % self._steps(self.config.checkpoint_every) == 0 or last:
+            self._save(records, last)
+        if not last:
+            interruption.check()
+        return evaluates
 
-    def _evaluate(self, monitor: Measures, writers: list[MetricsWriter]) -> bool:
+    def _evaluate(self, monitor: Measures, records: Records, interruption: Interruption) -> bool:
         """Measure, remember and write; True if this is the best so far."""
-        values = dict(monitor.measure(self.model))
+        with interruption.promptly():
+            values = dict(monitor.measure(self.model))
         progress = self.progress
+        progress.evaluated = progress.step
         progress.untrained = progress.untrained or values
         progress.latest = values
         progress.peak_rank = max(progress.peak_rank, values["effective_rank"])
         improved = values[monitor.quality] > progress.best_quality
         if improved:
             progress.best_quality, progress.best_step = values[monitor.quality], progress.step
-        self._write(writers, "evaluation", values)
+        records.row(progress.step, "evaluation", values)
         return improved
 
     def _judge(self, monitor: Measures) -> Verdict:
@@ -286,8 +342,15 @@ class Trainer:
             )
         )
 
-    def _save(self, store: CheckpointStore, writers: list[MetricsWriter]) -> None:
-        for writer in writers:
-            writer.flush()
-        state: dict[str, Any] = {"progress": vars(self.progress)}
-        store.save(self.progress.step, self.tensors(), state, protect={self.progress.best_step})
+    def _save(self, records: Records, last: bool) -> None:
+        """Save unless this very state was saved; weights that are not finite would replace good ones."""
+        progress = self.progress
+        now = (progress.step, progress.evaluated)
+        if now == self._saved or not progress.untrained:
+            return
+        tensors = self.tensors()
+        if not all_finite(tensors):
+            raise diverged(self._trouble, tensors, progress, records)
+        progress.rollbacks = 0
+        records.save(progress.step, tensors, {"progress": progress.as_dict()}, progress.best_step, last)
+        self._saved = now

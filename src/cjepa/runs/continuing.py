@@ -1,0 +1,82 @@
+"""Whether a folder holds the run that a command means: same configuration, same images, unless a change is allowed."""
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from cjepa.build import CONFIG, read_config
+from cjepa.config import RunConfig, differences
+from cjepa.data import Splits
+from cjepa.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+DATA = "data.json"
+PLACES = ("data.source.path:", "data.source.test:", "data.source.root:", "data.source.index:")
+FREE_KEYS = (
+    *PLACES,
+    *("data.workers:", "data.worker_timeout:", "training.device:", "training.threads:"),
+    *("training.on_failed_write:", "training.hang_after:", "training.recheck_every:", "logging."),
+)
+"""Keys that may change when a run continues: they name the machine, not the run."""
+MOST_DATA_BYTES = 16 << 20
+"""What of a data.json is read at most: the names of a million classes."""
+IMAGES = "images"
+"""What --allow-change calls the training images, which are no key."""
+
+
+class About(BaseModel):
+    """What data.json says of a run; all of it is missing where there is no such file."""
+
+    fingerprint: str | None = None
+    images: int | None = None
+    steps: int | None = None
+
+
+def read_data(run: Path) -> About:
+    """The data.json of a run folder; InputError when it is not what this package writes."""
+    try:
+        with (run / DATA).open("rb") as file:
+            return About.model_validate_json(file.read(MOST_DATA_BYTES))
+    except FileNotFoundError:
+        return About()
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{run / DATA} cannot be read; put it back, or start a new run in another folder") from error
+
+
+def refuse_another_config(config: RunConfig, folder: Path, allowed: Collection[str]) -> None:
+    """InputError with every key that differs from the run in the folder, is not free and not allowed to."""
+    if not (folder / CONFIG).exists():
+        return
+    changed = [line for line in differences(read_config(folder), config) if not line.startswith(FREE_KEYS)]
+    refused = [line for line in changed if not _is_allowed(line.partition(":")[0], allowed)]
+    if refused:
+        raise InputError(
+            f"{folder} holds a run of another configuration:\n  "
+            + "\n  ".join(refused)
+            + "\nContinue it with its own settings, choose another folder with --out, or allow a change that you mean "
+            "with --allow-change KEY"
+        )
+    for line in changed:
+        _log.warning("changed on request: %s", line)
+
+
+def _is_allowed(key: str, allowed: Collection[str]) -> bool:
+    """A key is allowed by its name or by that of a group it is in."""
+    return any(key == name or key.startswith(f"{name}.") for name in allowed)
+
+
+def refuse_other_images(splits: Splits, folder: Path, allowed: Collection[str]) -> None:
+    """InputError when the images are not those that the run in the folder began with."""
+    before = read_data(folder).fingerprint
+    if before in (None, splits.train.fingerprint):
+        return
+    if IMAGES in allowed:
+        _log.warning("changed on request: the training images are not those that the run began with")
+        return
+    raise InputError(
+        f"{folder}: the training images are not those that the run began with ({folder / DATA} has their fingerprint); "
+        f"bring them back, choose another folder with --out, or allow it with --allow-change {IMAGES}"
+    )

@@ -1,0 +1,39 @@
+"""Does this machine compute the same gradient twice? A silent fault of a processor or memory would go on for weeks."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from cjepa.errors import CjepaError
+
+
+class UnreliableMachineError(CjepaError):
+    """The same computation gave two results: continue from the last checkpoint on another machine."""
+
+    exit_code = 75
+
+
+def recheck(parameters: Mapping[str, nn.Parameter], compute: Callable[[], object], step: int) -> None:
+    """Compute the gradients again and compare every bit; UnreliableMachineError when one differs.
+
+    compute: adds the gradients of the step to those of the parameters, which hold the first result and are left with
+    the second. Only for devices whose arithmetic is deterministic, as the CPU's is.
+    """
+    first = {name: parameter.grad for name, parameter in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = None
+    compute()
+    different = [name for name, parameter in parameters.items() if not _same_bits(first[name], parameter.grad)]
+    if different:
+        raise UnreliableMachineError(
+            f"step {step} computed twice gave two gradients, different in {len(different)} parameters "
+            f"({different[0]}, ...): the last checkpoint may be wrong as well; test memory and processor, and continue "
+            "from an earlier checkpoint on another machine (or set training.recheck_every=null)"
+        )
+
+
+def _same_bits(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one.view(torch.int32), other.view(torch.int32))
