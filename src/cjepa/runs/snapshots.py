@@ -4,6 +4,7 @@ import json
 import logging
 import struct
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -92,12 +93,12 @@ def thinned(steps: list[int], most: int) -> list[int]:
     return kept
 
 
-def _write(path: Path, tensors: dict[str, Tensor], texts: dict[str, object]) -> None:
+def _write(path: Path, tensors: dict[str, Tensor], texts: dict[str, Any]) -> None:
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     replace(path, safetensors.torch.save(whole, {"texts": json.dumps(texts)}))
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]] | None:
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     try:
         content = path.read_bytes()
         (length,) = struct.unpack("<Q", content[:8])

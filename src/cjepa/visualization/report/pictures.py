@@ -110,11 +110,11 @@ def mask_strips(masks: Masks, grid: tuple[int, int], images: int) -> list[Strip]
     ]
     seen, length = masks.context.shape[1], masks.targets.shape[2]
     return [
-        Strip("context", f"the context: {seen} of {patches} patches", [Overlay(0, _hide(~context))]),
+        Strip("context", f"the context: {seen} of {patches} patches", [Overlay(0, _hide(np.logical_not(context)))]),
         Strip(
             f"{blocks} targets",
             f"{blocks} target blocks of {length} patches, outlined",
-            [Overlay(0, _hide(~targets.any(axis=1)))],
+            [Overlay(0, _hide(np.logical_not(targets.any(axis=1))))],
             outlines=outlines,
         ),
     ]
