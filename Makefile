@@ -11,10 +11,10 @@ FLOOR_BIN := $(FLOOR_VENV)/bin
 INSTALL := -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu test-floor torture format benchmark docs clean
+.PHONY: help demo test test-slow test-distributed test-gpu test-floor torture format benchmark docs clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.demo-installed  ## pre-train on images that come with scikit-image, evaluate, draw: minutes on 2 CPU cores
 	@$(BIN)/cjepa demo
@@ -23,16 +23,20 @@ test: $(VENV)/.test-installed  ## ruff, mypy, and all tests that need neither a 
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/pytest $(PYTEST_FLAGS) -m 'not slow and not gpu and not torture'
+	@$(BIN)/pytest $(PYTEST_FLAGS) -m 'not slow and not gpu and not torture and not distributed'
 
 test-slow: $(VENV)/.test-installed  ## the tests that take minutes each
 	@$(BIN)/pytest $(PYTEST_FLAGS) -m 'slow and not gpu'
+
+test-distributed: $(VENV)/.test-installed  ## 1 to 4 ranks, DDP and FSDP2, against one process; and a job that loses a rank
+	@$(BIN)/pytest -m distributed
+	@$(BIN)/python -m benchmarks.two_hosts --steps 20
 
 test-gpu: $(VENV)/.test-installed  ## the tests that need a CUDA device
 	@$(BIN)/pytest -m gpu
 
 test-floor: $(FLOOR_VENV)/.installed  ## the tests with the lowest versions that pyproject.toml admits
-	@$(FLOOR_BIN)/pytest $(PYTEST_FLAGS) -m 'not slow and not gpu and not torture'
+	@$(FLOOR_BIN)/pytest $(PYTEST_FLAGS) -m 'not slow and not gpu and not torture and not distributed'
 
 torture: $(VENV)/.test-installed  ## kill a run 50 times, damage 20 checkpoints, compare its end with an undisturbed one
 	@$(BIN)/pytest -m torture tests/torture

@@ -18,6 +18,7 @@ LAYERS = (
     {"config"},
     {"training", "evaluation", "visualization", "export", "embedding"},
     {"models", "objectives", "masking", "data"},
+    {"ranks"},
     {"types", "errors", "randomness"},
 )
 """From the top down. A unit is a folder or a file of the package with its NAME_*.py; it imports lower layers only."""

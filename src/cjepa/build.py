@@ -14,22 +14,37 @@ from cjepa.masking import build_sampler
 from cjepa.models import JEPA, VisionTransformer
 from cjepa.models.pretrained import PretrainedEncoder, normalise
 from cjepa.models.weights import Preparation, Weights, holds_weights, open_weights
-from cjepa.objectives import build_objective
+from cjepa.objectives import IJepaConfig, build_objective
+from cjepa.ranks import launched, local_count, local_rank, slots, world_size
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
+from cjepa.training.device_memory import USABLE, device_memory, resident_memory
+from cjepa.training.footprint import Footprint, Lengths, footprint
+from cjepa.training.parallel import Parallel
 from cjepa.training.state import Progressed
-from cjepa.training.trainer import Trainer
+from cjepa.training.trainer import Trainer, TrainingConfig
 
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
+_PROBED = 32  # steps whose masks are looked at for the longest sequences
 
 Which = Literal["target", "context"]
 When = Literal["last", "best"]
 
 
 def build_stream(config: RunConfig, splits: Splits) -> TrainingStream:
-    """The batches of a run, with their masks."""
+    """This rank's part of the batches of a run, with its masks."""
+    own = slots(config.training.batch_size)
+    return _stream(config, splits, own.start, len(own))
+
+
+def build_probe(config: RunConfig, splits: Splits) -> TrainingStream:
+    """The first slots of the batches of a run, as many as the monitor takes at once; the same on every rank."""
+    return _stream(config, splits, 0, min(config.training.batch_size, config.monitor.batch_size))
+
+
+def _stream(config: RunConfig, splits: Splits, first_slot: int, slots: int) -> TrainingStream:
     batch_size = config.training.batch_size
     sampler = build_sampler(config.masking, config.grid, config.seed, batch_size)
-    return TrainingStream(splits.train, config.data, sampler, batch_size, config.seed)
+    return TrainingStream(splits.train, config.data, sampler, batch_size, config.seed, first_slot, slots)
 
 
 def build_trainer(config: RunConfig, images: int, device: torch.device) -> Trainer:
@@ -37,7 +52,7 @@ def build_trainer(config: RunConfig, images: int, device: torch.device) -> Train
     model = build_model(config)
     objective = build_objective(config.objective, config.model.encoder.width, config.seed)
     return Trainer(
-        config.training,
+        _fitted(config, device),
         model,
         objective,
         partial(normalise, mean=config.data.mean, std=config.data.std),
@@ -45,6 +60,53 @@ def build_trainer(config: RunConfig, images: int, device: torch.device) -> Train
         config.data.max_unreadable_share,
         device,
     )
+
+
+def footprint_of(config: RunConfig, kind: str) -> Footprint:
+    """What a step of a run needs on a kind of device (cpu, cuda, mps), in the longest of its first steps."""
+    sampler = build_sampler(config.masking, config.grid, config.seed, config.training.batch_size)
+    masks = [sampler(step, 0, 1) for step in range(_PROBED)]
+    lengths = Lengths(
+        patches=config.grid[0] * config.grid[1],
+        context=max(each.context.shape[1] for each in masks),
+        blocks=config.masking.targets,
+        target=max(each.targets.shape[2] for each in masks),
+    )
+    projector = None if isinstance(config.objective, IJepaConfig) else config.objective.projector
+    training = config.training
+    return footprint(
+        config.model, projector, lengths, training.precision, kind != "cpu", training.checkpoint_activations
+    )
+
+
+def engine_for(config: RunConfig, needs: Footprint, ranks: int, memory: float) -> tuple[Parallel, int]:
+    """The engine of a run on so many ranks, and over how many of them its state is divided.
+
+    auto: whole copies, unless a single image would not fit beside one into so many bytes.
+    """
+    parallel = config.training.parallel
+    if ranks == 1:
+        return "none", 1
+    fits = needs.memory(config.training.batch_size // ranks, 1) <= memory
+    if parallel == "fsdp" or (parallel == "auto" and not fits):
+        return "fsdp", ranks
+    return "ddp", 1
+
+
+def _fitted(config: RunConfig, device: torch.device) -> TrainingConfig:
+    """The training with an engine and a micro-batch that fit the device, where the config leaves them open."""
+    training = config.training
+    if training.micro_batch is not None and training.parallel != "auto":
+        return training
+    memory = USABLE * device_memory(device) - resident_memory()
+    needs = footprint_of(config, device.type)
+    engine, shards = engine_for(config, needs, world_size(), memory)
+    if 1 < local_count() < shards:
+        shards = local_count()
+    share = len(slots(training.batch_size))
+    micro_batch = training.micro_batch or needs.micro_batch(share, memory, shards)
+    parallel = training.parallel if training.parallel != "auto" else engine
+    return training.model_copy(update={"micro_batch": micro_batch, "parallel": parallel})
 
 
 def build_model(config: RunConfig) -> JEPA:
@@ -81,12 +143,16 @@ def start_weights(config: RunConfig) -> Weights | None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; auto takes a GPU if there is one. InputError when it is not there."""
+    """The device of a name; auto takes a GPU if there is one, each rank its own. InputError when it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and launched() > 1:
+        name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {name} cannot be used here: {reason}; use auto or cpu") from error

@@ -131,12 +131,15 @@ def pretrain(
     """
     from cjepa.cli_text import outcome_table, outcome_text
     from cjepa.config.presets import resolve
+    from cjepa.ranks import is_first
     from cjepa.runs import PICTURES, draw_pictures, write_report
     from cjepa.runs import pretrain as run
 
     folder = out or Path("runs") / Path(origin).stem
     config = resolve(origin, changes or [])
     outcome = run(config, folder, allow_change or [])
+    if not is_first():
+        return
     print_table(outcome_table(outcome))
     typer.echo(outcome_text(outcome))
     typer.echo("drawing", err=True)
@@ -144,6 +147,29 @@ def pretrain(
     typer.echo(f"pictures: {folder / PICTURES}")
     if config.logging.report:
         typer.echo(f"report: {write_report({folder.resolve().name: folder})}")
+
+
+@app.command(short_help="What a run needs and how long it takes, before it starts.")
+def plan(
+    origin: Origin,
+    changes: Changes = None,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, or one that is not here: cuda:A100, cuda:H100 ...")
+    ] = "auto",
+    world_size: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Images of an epoch, for its time.", show_default=False)
+    ] = None,
+) -> None:
+    """Parameters, operations, memory, micro-batch and time of a run: cjepa plan imagenet-vit-b --device cuda:A100.
+
+    On a device of this machine a few steps are timed; for one that is not here everything is computed.
+    """
+    from cjepa.cli_text import plan_text
+    from cjepa.config.presets import resolve
+    from cjepa.runs import plan as make_plan
+
+    typer.echo(plan_text(make_plan(resolve(origin, changes or []), device, world_size, images)))
 
 
 @app.command(cls=_EvaluateCommand, short_help="Evaluate the encoder of a run.")

@@ -23,8 +23,10 @@ class _Terminal(logging.Handler):
         print(f"{warning}{record.getMessage()}", file=sys.stderr, flush=True)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """The choice of a regularisation and the like belong into a log, not before a user."""
-        return record.levelno > logging.INFO or not record.name.startswith("cjepa.evaluation")
+        """One of many ranks speaks for all. A choice of regularisation and the like belong into a log only."""
+        from cjepa.ranks import is_first
+
+        return is_first() and (record.levelno > logging.INFO or not record.name.startswith("cjepa.evaluation"))
 
 
 @contextmanager

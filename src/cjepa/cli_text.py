@@ -14,7 +14,7 @@ from cjepa.config.help import REQUIRED, KeyHelp
 from cjepa.config.presets import preset_names, preset_summary
 from cjepa.evaluation import EvaluationConfig
 from cjepa.export import Export, ExportConfig
-from cjepa.runs import Demo, Diagnosis, Embedded, Outcome, Replayed, Result, Sharded
+from cjepa.runs import Demo, Diagnosis, Embedded, Outcome, Plan, Replayed, Result, Sharded
 from cjepa.types import Part
 
 WIDTH = 80
@@ -177,6 +177,34 @@ def demo_text(demo: Demo) -> str:
     lines += ["", f"run folders: {demo.cjepa.folder}, {demo.ijepa.folder}", f"pictures: {demo.pictures[0].parent}"]
     lines.append(f"report: {demo.report} (open it in a browser)")
     return "\n".join(lines)
+
+
+def plan_text(plan: Plan) -> str:
+    """What a run needs, a line for each thing, and where each number comes from."""
+    needs, gib = plan.footprint, float(1 << 30)
+    share = plan.batch_size // plan.ranks
+    lines = [
+        f"{plan.ranks} x {plan.device}, engine {plan.engine}",
+        f"parameters      {needs.learned:,} learn; the target encoder has {needs.average:,}",
+        f"operations      {needs.operations / 1e9:.1f} GFLOP for each image of a step (formula)",
+        f"batch           {plan.batch_size} images, {share} on each device, {plan.micro_batch} at a time",
+        f"memory          {plan.memory / gib:.1f} GiB at the peak of {plan.available / gib:.0f} (formula); the process "
+        f"itself is {plan.process / gib:.1f} of them",
+    ]
+    if plan.memory > plan.available:
+        lines.append("                it does not fit: training.checkpoint_activations=true, fsdp or a smaller model")
+    if plan.seconds_per_image is None:
+        lines.append("time            unknown: the device is not here, and nothing was measured")
+        return "\n".join(lines)
+    lines.append(
+        f"speed           {1 / plan.seconds_per_image:.3g} images/s on one device (a few steps timed, no loading)"
+    )
+    if plan.seconds_per_epoch is None:
+        return "\n".join([*lines, "time            give --images for the time of an epoch"])
+    epoch, total = plan.seconds_per_epoch, plan.seconds_per_epoch * plan.epochs
+    if plan.ranks > 1:
+        lines.append("                times below are computed: communication between devices is left out")
+    return "\n".join([*lines, f"time            {epoch / 3600:.3g} h an epoch, {total / 3600:.3g} h in all"])
 
 
 def sharded_text(folders: Sequence[Sharded], use: str) -> str:

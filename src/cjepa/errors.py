@@ -37,6 +37,12 @@ class WorkerError(CjepaError):
     exit_code = 75
 
 
+class RanksError(CjepaError):
+    """The ranks of a run no longer hold the same weights: the run can be continued from its last checkpoint."""
+
+    exit_code = 75
+
+
 class StoppedEarly(CjepaError):  # noqa: N818  a request that was honoured, not a fault
     """A signal asked the run to stop; it was saved and can be resumed by the same command."""
 

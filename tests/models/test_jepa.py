@@ -69,7 +69,7 @@ def test_targets_are_normalised_over_features_without_affine() -> None:
 
 
 def test_targets_can_be_standardised_over_the_batch_per_position() -> None:
-    targets = model(normalization="batch").targets(batch(32)[0])
+    targets = model(normalization="batch").targets([batch(32)[0]])
     torch.testing.assert_close(targets.mean(dim=0), torch.zeros(30, 24), atol=1e-4, rtol=0)
     assert (targets.var(dim=0, correction=0) < 1.001).all()
     assert targets.var(dim=0, correction=0).median() > 0.9  # less than 1 by the epsilon
@@ -77,7 +77,7 @@ def test_targets_can_be_standardised_over_the_batch_per_position() -> None:
 
 def test_targets_can_be_left_as_they_are() -> None:
     built = model(normalization="none")
-    torch.testing.assert_close(built.targets(batch()[0]), built.target_encoder(batch()[0]))
+    torch.testing.assert_close(built.targets([batch()[0]]), built.target_encoder(batch()[0]))
 
 
 def test_the_target_encoder_never_has_gradients() -> None:

@@ -86,7 +86,7 @@ def extract_features(
     total = len(images)  # type: ignore[arg-type]  # a map-style dataset has a length
     store, done = FeatureStore(total, scratch), 0
     with (
-        torch.inference_mode(),
+        torch.no_grad(),  # not inference mode, whose tensors FSDP could not reuse in the next training step
         _evaluation_mode(encoder),
         torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
     ):
@@ -100,7 +100,7 @@ def extract_features(
                 progress(done)
     if done == 0:
         raise InputError("there is no image to extract features from; give at least one")
-    joined = store.joined()  # outside inference mode, so that a probe can be trained on it
+    joined = store.joined()
     if not _finite(joined):
         raise DivergedError("the encoder's embeddings are not finite; evaluate an earlier checkpoint")
     return joined

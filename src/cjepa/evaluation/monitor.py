@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from pydantic import Field, field_validator
 from torch import Tensor
+from torch.utils.data import Subset as ChosenItems
 
 from cjepa.data import (
     DataConfig,
@@ -32,6 +33,7 @@ from cjepa.evaluation.retrieval import crop_retrieval
 from cjepa.models import JEPA
 from cjepa.models.pretrained import normalise
 from cjepa.randomness import Stream, uniform_rows
+from cjepa.ranks import from_first, gather, rank, world_size
 from cjepa.types import Part
 
 _log = logging.getLogger(__name__)
@@ -73,7 +75,10 @@ class Seen:
 
 
 class Monitor:
-    """Measures a model on a fixed choice of images; the same images, crops and masks at every call."""
+    """Measures a model on a fixed choice of images; the same images, crops and masks at every call.
+
+    stream: where the explained variance takes its batch from. Ranks share the images and have the same values.
+    """
 
     def __init__(
         self,
@@ -109,7 +114,8 @@ class Monitor:
         }
         accuracy, train = self._accuracy(model, test)
         self.seen = Seen(test, train, errors)
-        return values | accuracy
+        values |= accuracy
+        return from_first(lambda: values)
 
     def labelled_test(self) -> ImageSource:
         """The images whose embeddings are measured: the labelled test images where there are any."""
@@ -131,9 +137,12 @@ class Monitor:
         return values, train
 
     def _features(self, model: JEPA, images: EvaluationImages | TwoCrops) -> Tensor:
-        return extract_features(
+        # As many images for every rank, so that all ask shards of each other equally often; the last ones come twice.
+        each = -(-len(images) // world_size())
+        own = [min(index, len(images) - 1) for index in range(rank() * each, (rank() + 1) * each)]
+        features = extract_features(
             model.target_encoder,
-            images,
+            images if world_size() == 1 else ChosenItems(images, own),
             self.data.mean,
             self.data.std,
             device=self.device,
@@ -142,6 +151,7 @@ class Monitor:
             workers=self.data.workers,
             patience=self.data.worker_timeout,
         )
+        return gather(features)[: len(images)]
 
     @torch.no_grad()
     def _prediction(self, model: JEPA) -> tuple[float, Float[Tensor, "N"]]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cjepa.models.attention import attend, attention_weights
 
@@ -62,6 +63,9 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
+    recompute = False
+    """Keep the input alone and compute the rest again in the backward pass: less memory, a third more work."""
+
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPSILON)
@@ -71,6 +75,12 @@ class Block(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B N D"], queries: int | None = None) -> Float[Tensor, "B Q D"]:
         """Outputs of the last `queries` tokens (all by default); the others serve as keys and values only."""
+        if self.recompute and torch.is_grad_enabled():
+            output: Tensor = checkpoint(self._outputs, tokens, queries, use_reentrant=False, preserve_rng_state=False)
+            return output
+        return self._outputs(tokens, queries)
+
+    def _outputs(self, tokens: Float[Tensor, "B N D"], queries: int | None) -> Float[Tensor, "B Q D"]:
         rows = tokens if queries is None else tokens[:, tokens.shape[1] - queries :]
         rows = rows + self.attn(self.norm1(tokens), queries)
         output: Tensor = rows + self.mlp(self.norm2(rows))

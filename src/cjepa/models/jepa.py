@@ -1,7 +1,6 @@
 """The joint-embedding predictive architecture: encoder, its moving average as target encoder, and predictor."""
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cjepa.models.predictor import Predictor, PredictorConfig
 from cjepa.models.vit import EncoderConfig, VisionTransformer, gather_patches
+from cjepa.ranks import mean
 from cjepa.types import Embeddings, Masks, Part
 
 TARGET_EPSILON = 1e-5
@@ -50,7 +50,8 @@ class JEPA(nn.Module):
         self.config = config
         self.encoder = VisionTransformer(config.encoder)
         self.predictor = Predictor(config.predictor, config.encoder.width, config.encoder.heads, grid)
-        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.target_encoder = VisionTransformer(config.encoder).requires_grad_(False)
+        self.target_encoder.load_state_dict(self.encoder.state_dict())
 
     def initialise(self, seed: int) -> None:
         """Fill all weights as a function of the seed; the target encoder starts as a copy of the encoder."""
@@ -59,26 +60,22 @@ class JEPA(nn.Module):
         self.predictor.initialise(generator)
         self.target_encoder.load_state_dict(self.encoder.state_dict())
 
-    def start_from(self, context: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-        """Replace the encoders' weights by others of the same names and shapes."""
-        self.encoder.load_state_dict(context)
-        self.target_encoder.load_state_dict(target)
-
-    def forward(self, images: Float[Tensor, "B 3 H W"], masks: Masks) -> Embeddings:
-        """Context, predicted and target embeddings of a batch, in float32."""
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], masks: Masks, target: Float[Tensor, "B M T D"] | None = None
+    ) -> Embeddings:
+        """Context, predicted and target embeddings, in float32; `target` is not computed where it is given."""
         context = self.encoder(images, keep=masks.context)
         return Embeddings(
-            context=context.float(),
-            predicted=self.predictor(context, masks).float(),
-            target=gather_blocks(self.targets(images), masks.targets),
+            context=at_least_float32(context),
+            predicted=at_least_float32(self.predictor(context, masks)),
+            target=gather_blocks(self.targets([images]), masks.targets) if target is None else target,
         )
 
-    def targets(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-        """Normalised target embeddings of all patches."""
-        if self.config.target.gradient:
-            return self._normalised(self.encoder(images).float())
-        with torch.no_grad():
-            return self._normalised(self.target_encoder(images).float())
+    def targets(self, parts: Iterable[Float[Tensor, "b 3 H W"]]) -> Float[Tensor, "B N D"]:
+        """Normalised target embeddings of all patches of a batch, which may come in parts."""
+        encoder = self.encoder if self.config.target.gradient else self.target_encoder
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.target.gradient):
+            return self._normalised(torch.cat([at_least_float32(encoder(images)) for images in parts]))
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
@@ -91,10 +88,15 @@ class JEPA(nn.Module):
             case "layer":
                 return F.layer_norm(targets, targets.shape[-1:])
             case "batch":
-                centred = targets - targets.mean(dim=0)
-                return centred / (centred.square().mean(dim=0) + TARGET_EPSILON).sqrt()
+                centred = targets - mean(targets.mean(dim=0))
+                return centred / (mean(centred.square().mean(dim=0)) + TARGET_EPSILON).sqrt()
             case "none":
                 return targets
+
+
+def at_least_float32(embeddings: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Half precision becomes float32; losses and statistics need it."""
+    return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
 
 
 def gather_blocks(patches: Float[Tensor, "B N D"], targets: Int[Tensor, "B M T"]) -> Float[Tensor, "B M T D"]:

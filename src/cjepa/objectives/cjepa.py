@@ -71,7 +71,7 @@ class CJepa(ProjectedObjective):
         """The loss of a batch; its terms are unweighted."""
         config = self.config
         prediction = prediction_loss(embeddings.predicted, embeddings.target, config.prediction)
-        views = self.projector(embeddings.predicted.mean(dim=2))
+        views = self.project(embeddings.predicted.mean(dim=2))
         invariance, variance = similarity(views), variance_hinge(views)
         covariance = covariance_penalty(views)
         vicreg = config.similarity * invariance + config.variance * variance + 2.0 * config.covariance * covariance

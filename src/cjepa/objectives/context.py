@@ -43,8 +43,8 @@ class ContextVicreg(ProjectedObjective):
         """The loss of a batch; its terms are unweighted."""
         config = self.config
         prediction = prediction_loss(embeddings.predicted, embeddings.target, config.prediction)
-        context = self.projector(embeddings.context.mean(dim=1, keepdim=True))
-        target = self.projector(embeddings.target.mean(dim=(1, 2)).unsqueeze(1))
+        context = self.project(embeddings.context.mean(dim=1, keepdim=True))
+        target = self.project(embeddings.target.mean(dim=(1, 2)).unsqueeze(1))
         distance = (context - target).square().mean()
         variance, covariance = variance_hinge(context), covariance_penalty(context)
         vicreg = config.similarity * distance + config.variance * variance + config.covariance * covariance

@@ -32,7 +32,7 @@ class Cosine(ProjectedObjective):
     def forward(self, embeddings: Embeddings, step: int) -> Loss:  # noqa: ARG002
         """The loss of a batch; its terms are unweighted."""
         prediction = prediction_loss(embeddings.predicted, embeddings.target, self.config.prediction)
-        cosine = negative_cosine(self.projector(embeddings.predicted.mean(dim=2)))
+        cosine = negative_cosine(self.project(embeddings.predicted.mean(dim=2)))
         total = prediction + self.config.beta * self.config.similarity * cosine
         return Loss(total, {"prediction": prediction.detach(), "cosine": cosine.detach()})
 

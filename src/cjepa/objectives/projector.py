@@ -7,6 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from cjepa.ranks import gather
 from cjepa.types import Part
 
 
@@ -54,7 +55,11 @@ class Projector(nn.Module):
 
 
 class ProjectedObjective(nn.Module):
-    """Base of the objectives that regularise what a projector makes of pooled embeddings."""
+    """Base of the objectives that regularise what a projector makes of pooled embeddings.
+
+    Everything after the pooling is computed from the images of all ranks, on every rank: batch norm's and VICReg's
+    statistics are those of the global batch, however it is divided.
+    """
 
     def __init__(self, config: ProjectorConfig, inputs: int) -> None:
         super().__init__()
@@ -63,6 +68,11 @@ class ProjectedObjective(nn.Module):
     def initialise(self, generator: torch.Generator) -> None:
         """Fill the projector's weights."""
         self.projector.initialise(generator)
+
+    def project(self, pooled: Float[Tensor, "b M D"]) -> Float[Tensor, "B M Z"]:
+        """The projected views of the images of all ranks, from the pooled embeddings of this rank's."""
+        output: Tensor = self.projector(gather(pooled))
+        return output
 
 
 def _norm(kind: Literal["batch", "layer", "none"], width: int) -> nn.Module:

@@ -45,7 +45,7 @@ class Sigreg(ProjectedObjective):
         """The loss of a batch; the directions are a function of the seed and the step."""
         config = self.config
         prediction = prediction_loss(embeddings.predicted, embeddings.target, config.prediction)
-        views = self.projector(embeddings.predicted.mean(dim=2))
+        views = self.project(embeddings.predicted.mean(dim=2))
         directions = random_directions(self.seed, step, config.slices, views.shape[-1]).to(views)
         invariance, gaussianity = similarity(views), epps_pulley(views @ directions.T)
         total = prediction + config.beta * (config.similarity * invariance + config.sigreg * gaussianity)

@@ -6,6 +6,7 @@ from cjepa.runs.embedding import Embedded, EmbeddingJob, embed_images
 from cjepa.runs.evaluating import Result, evaluate_run
 from cjepa.runs.exporting import card_of, export_run
 from cjepa.runs.pictures import PICTURES, draw_pictures
+from cjepa.runs.planning import Plan, plan
 from cjepa.runs.pretraining import Outcome, pretrain
 from cjepa.runs.replaying import Replayed, replay
 from cjepa.runs.report import name_runs, write_report
@@ -20,6 +21,7 @@ __all__ = [
     "EmbeddingJob",
     "Outcome",
     "Picture",
+    "Plan",
     "Replayed",
     "Result",
     "Sharded",
@@ -32,6 +34,7 @@ __all__ = [
     "export_run",
     "index_shards",
     "name_runs",
+    "plan",
     "pretrain",
     "replay",
     "run_demo",

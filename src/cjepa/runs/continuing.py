@@ -18,6 +18,7 @@ PLACES = ("data.source.path:", "data.source.test:", "data.source.root:", "data.s
 FREE_KEYS = (
     *PLACES,
     *("data.workers:", "data.worker_timeout:", "training.device:", "training.threads:"),
+    *("training.parallel:", "training.micro_batch:", "training.checkpoint_activations:"),
     *("training.on_failed_write:", "training.hang_after:", "training.recheck_every:", "logging."),
 )
 """Keys that may change when a run continues: they name the machine, not the run."""

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cjepa.config.presets import resolve
+from cjepa.errors import InputError
 from cjepa.evaluation.knn import KnnConfig
 from cjepa.evaluation.linear import LinearConfig
+from cjepa.ranks import launched
 from cjepa.runs.evaluating import COLOUR_STATISTICS, RAW_PIXELS, UNTRAINED, Result, evaluate_run
 from cjepa.runs.pictures import PICTURES, draw_pictures
 from cjepa.runs.pretraining import Outcome, pretrain
@@ -53,6 +55,8 @@ class Demo:
 
 def run_demo(folder: Path, changes: Sequence[str] = ()) -> Demo:
     """Train, evaluate and draw both runs in subfolders of `folder`; what an earlier call finished is not repeated."""
+    if launched() > 1:
+        raise InputError("the demo is for one process; start it without torchrun")
     cjepa_folder, ijepa_folder = folder / "cjepa", folder / "ijepa"
     _log.info("1 of 4: %s", CJEPA)
     cjepa = pretrain(resolve(PRESET, changes), cjepa_folder)

@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cjepa.build import CONFIG, build_stream, build_trainer, choose_device, start_weights
+from cjepa.build import CONFIG, build_probe, build_stream, build_trainer, choose_device, start_weights
 from cjepa.config import RunConfig, dump_yaml
 from cjepa.data import Splits, TrainingStream, iterate, open_source
+from cjepa.errors import InputError
 from cjepa.evaluation.monitor import Monitor
+from cjepa.ranks import collect, from_first, joined, slots, world_size
 from cjepa.runs.continuing import DATA, refuse_another_config, refuse_other_images
 from cjepa.runs.recording import Recorder
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
@@ -55,29 +57,33 @@ class Outcome:
 def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()) -> Outcome:
     """Train in `folder`, or continue the run that it holds. Raises the errors of cjepa.errors.
 
-    allow_change: config keys, or groups of them, that may differ from those that the run began with, and IMAGES.
+    Started by torchrun, every rank calls it; the first one alone reads and writes the folder. allow_change: config
+    keys, or groups of them, that may differ from those that the run began with, and IMAGES.
     """
-    with stopping_at_once("the same command continues"), RunFolder(folder) as run, _log_file(folder / LOG):
-        refuse_another_config(config, folder, allow_change)
-        device = choose_device(config.training.device)
+    device, run = choose_device(config.training.device), RunFolder(folder)
+    with joined(device), stopping_at_once("the same command continues"), _held(run):
+        slots(config.training.batch_size)  # refuses a batch that cannot be dealt out, before anything starts
+        from_first(lambda: refuse_another_config(config, folder, allow_change))
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         splits = open_source(config.data, config.seed)
-        refuse_other_images(splits, folder, allow_change)
+        _refuse_different_images(splits)
+        from_first(lambda: refuse_other_images(splits, folder, allow_change))
         stream = build_stream(config, splits)
         trainer = build_trainer(config, len(splits.train), device)
         store = CheckpointStore(run.checkpoints)
-        store.remove_leftovers()
+        from_first(store.remove_leftovers)
         _announce(config, splits, trainer, folder)
-        monitor = Monitor(config.monitor, config.data, splits, stream, device, config.training.precision)
+        probe = build_probe(config, splits)
+        monitor = Monitor(config.monitor, config.data, splits, probe, device, config.training.precision)
         verdict = None
         while verdict is None:
-            checkpoint = store.newest()
+            checkpoint = from_first(store.newest)
             if checkpoint is None:
                 _start(run, config, trainer)
             else:
                 _restore(trainer, checkpoint)
-            _describe(run, config, splits, monitor, trainer.total_steps)
+            from_first(lambda: _describe(run, config, splits, monitor, trainer.total_steps))
             try:
                 verdict = _train(config, run, trainer, stream, monitor, store)
             except RolledBack:
@@ -93,10 +99,10 @@ def _start(run: RunFolder, config: RunConfig, trainer: Trainer) -> None:
     weights = start_weights(config)
     if weights is None:
         return
-    trainer.model.start_from(weights.context, weights.target)
+    trainer.start_from(weights.context, weights.target)
     digest = weights.digest()
     origin = {"path": str(config.model.start), "format": weights.format, "sha256": digest}
-    run.write(START, json.dumps(origin, indent=2) + "\n")
+    from_first(lambda: run.write(START, json.dumps(origin, indent=2) + "\n"))
     _log.info("start: encoder and target encoder from %s (%s, sha256 %s)", config.model.start, weights.format, digest)
 
 
@@ -123,12 +129,9 @@ def _train(
     """From where the trainer stands to the end; what was written of later steps is removed."""
     last = trainer.progress.step if trainer.progress.untrained else -1
     unreadable = RowLog(run.path / UNREADABLE)
-    unreadable.truncate_after(last)
+    from_first(lambda: unreadable.truncate_after(last))
     about = {"seed": config.seed, MADE_WITH: essentials(trainer.device)}
-    writers = open_writers(config.logging, run.path, last, config.model_dump(mode="json"))
-    if config.logging.report:  # after the others, because the page shows what they have written
-        writers.append(Recorder(run.path, config, trainer.model, monitor, last))
-    with _closing_all(writers):
+    with _writers(config, run.path, last, trainer, monitor) as writers:
         dumps = CheckpointStore(run.path / DIVERGED)
         records = Records(store, dumps, writers, unreadable, about, config.training.on_failed_write)
         return trainer.train(_batches(stream, trainer, config), monitor, records)
@@ -162,8 +165,9 @@ def _announce(config: RunConfig, splits: Splits, trainer: Trainer, folder: Path)
     )
     training = config.training
     threads = f", threads: {torch.get_num_threads()}" if trainer.device.type == "cpu" else ""
+    ranks = f" on each of {world_size()} ranks" if world_size() > 1 else ""
     _log.info(
-        "training: objective %s, %d steps of %d images (%g epochs) in %s on %s%s",
+        "training: objective %s, %d steps of %d images (%g epochs) in %s on %s%s%s",
         config.objective.name,
         trainer.total_steps,
         training.batch_size,
@@ -171,6 +175,7 @@ def _announce(config: RunConfig, splits: Splits, trainer: Trainer, folder: Path)
         training.precision,
         trainer.device,
         threads,
+        ranks,
     )
     _log.info("run folder: %s", folder)
 
@@ -189,12 +194,53 @@ def _describe(run: RunFolder, config: RunConfig, splits: Splits, monitor: Monito
 
 
 @contextmanager
-def _closing_all(writers: list[MetricsWriter]) -> Iterator[None]:
-    """Close every writer at the end, also after an error."""
+def _held(run: RunFolder) -> Iterator[None]:
+    """The first rank holds the folder and writes its log; the others go on if it could."""
     with ExitStack() as stack:
-        for writer in writers:
-            stack.callback(writer.close)
+
+        def hold() -> None:
+            stack.enter_context(run)
+            stack.enter_context(_log_file(run.path / LOG))
+
+        from_first(hold)
         yield
+
+
+def _refuse_different_images(splits: Splits) -> None:
+    found = collect(splits.train.fingerprint)
+    if len(set(found)) > 1:
+        other = next(rank for rank, fingerprint in enumerate(found) if fingerprint != found[0])
+        raise InputError(
+            f"data: ranks 0 and {other} do not see the same training images (their names or sizes differ); give every "
+            "machine the same ones"
+        )
+
+
+def _sharded(config: RunConfig) -> bool:
+    """Whether no rank has all weights: then the first one cannot draw what the encoder sees on its own."""
+    return config.training.parallel == "fsdp" and world_size() > 1
+
+
+@contextmanager
+def _writers(
+    config: RunConfig, folder: Path, last: int, trainer: Trainer, monitor: Monitor
+) -> Iterator[list[MetricsWriter]]:
+    """The first rank's writers, closed at the end, also after an error; the others have none."""
+    with ExitStack() as stack:
+        writers: list[MetricsWriter] = []
+
+        def start() -> None:
+            opened = open_writers(config.logging, folder, last, config.model_dump(mode="json"))
+            if config.logging.report and not _sharded(
+                config
+            ):  # after the others: the page shows what they have written
+                opened.append(Recorder(folder, config, trainer.model, monitor, last))
+            for writer in opened:
+                stack.callback(writer.close)
+                writers.append(writer)
+
+        from_first(start)
+        yield writers
 
 
 class _LogFile(logging.FileHandler):

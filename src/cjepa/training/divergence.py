@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cjepa.errors import DivergedError
+from cjepa.ranks import from_first, gather
 from cjepa.training.records import Records
 from cjepa.training.state import Progressed, Taken
 from cjepa.types import Batch
@@ -22,7 +23,10 @@ class RolledBack(Exception):  # noqa: N818  an instruction to the caller, not a 
 
 @dataclass(frozen=True)
 class Trouble:
-    """A step that changed nothing. Numbers are text: JSON has no words for those that are not finite."""
+    """A step that changed nothing, with the samples of all ranks.
+
+    Numbers are text: JSON has no words for those that are not finite.
+    """
 
     step: int
     reason: str
@@ -34,13 +38,17 @@ class Trouble:
     def of(cls, step: int, taken: Taken, batch: Batch) -> "Trouble":
         """What is known of a step that was taken and changed nothing."""
         loss, norm = repr(float(taken.loss.total.detach())), repr(taken.gradient_norm)
-        return cls(step, str(taken.unchanged), loss, norm, batch.samples.tolist())
+        return cls(step, str(taken.unchanged), loss, norm, gather(batch.samples).tolist())
 
 
 def all_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> bool:
-    """Whether every number is finite."""
-    flags = [tensor.isfinite().all().cpu() for entry in tensors.values() for tensor in entry.values()]
-    return bool(torch.stack(flags).all())
+    """Whether every number is finite; the first rank, which has the tensors, says so for all."""
+
+    def ask() -> bool:
+        flags = [tensor.isfinite().all().cpu() for entry in tensors.values() for tensor in entry.values()]
+        return bool(torch.stack(flags).all())
+
+    return from_first(ask)
 
 
 def diverged(
@@ -75,17 +83,22 @@ def go_back(step: int, left_out: int, most: int, records: Records) -> None:
     The list is in the checkpoint, so that a run which is stopped meanwhile continues with it. After `most` times in
     a row to the same checkpoint there is nothing left to go back to: it returns, and the step counts as skipped.
     """
+    if from_first(lambda: _leave_out(step, left_out, most, records)):
+        raise RolledBack
+
+
+def _leave_out(step: int, left_out: int, most: int, records: Records) -> bool:
     newest = records.checkpoints.newest()
     if newest is None:
-        return
+        return False
     progress = Progressed.of(newest)
     if progress.rollbacks >= most:
         _log.warning("step %d: a spike, but the run went back %d times to step %d", step, most, newest.step)
-        return
+        return False
     first = max(newest.step, step - left_out + 1)
     progress.left_out = sorted({*progress.left_out, *range(first, step + 1)})
     progress.rollbacks += 1
     progress.spikes += 1
     records.checkpoints.amend(newest, {**newest.state, "progress": progress.as_dict()}, {progress.best_step})
     _log.warning("step %d: a spike; back to step %d, leaving out steps %d to %d", step, newest.step, first, step)
-    raise RolledBack
+    return True

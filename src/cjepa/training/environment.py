@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from cjepa.ranks import world_size
+
 _PACKAGES = (
     "cjepa",
     "torch",
@@ -48,7 +50,7 @@ def essentials(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
     versions = {package: _version(package) or "unknown" for package in ("cjepa", "torch", "pillow")}
-    return {**versions, "device": name, **threads}
+    return {**versions, "device": name, **threads, "ranks": world_size()}
 
 
 def _redact(argument: str) -> str:

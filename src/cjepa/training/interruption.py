@@ -6,12 +6,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from types import FrameType
 
 from cjepa.errors import StoppedEarly
+from cjepa.ranks import largest, launched, world_size
 
 # SIGUSR1 is what SLURM sends ahead of the time limit (--signal=USR1@180); Windows does not have it.
 _NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
+_ECHO = 5.0
+"""Seconds in which the same request reaches a rank again: by the terminal or the scheduler, and by torchrun."""
 
 
 class Interrupted(BaseException):
@@ -30,12 +34,16 @@ class Interruption:
     At once means os._exit: nothing is cleaned up, because cleaning up may be what hangs, and nothing has to be,
     because a half-written checkpoint is never used. Outside the main thread, where Python allows no handlers, it
     does nothing.
+
+    With several ranks a signal to one of them is a signal to all, and stops them after the same step: `check` asks
+    every rank, so all must call it together. Nothing is prompt then, since the others would wait for the one that left.
     """
 
     def __init__(self) -> None:
         self.requested: str | None = None
         """The name of the signal that asked to stop, such as SIGTERM; None so far."""
         self._prompt = False
+        self._at = 0.0
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Interruption":
@@ -52,13 +60,17 @@ class Interruption:
         self._previous.clear()
 
     def check(self) -> None:
-        """Raise Interrupted if a signal has come."""
-        if self.requested is not None:
-            raise Interrupted(self.requested)
+        """Raise Interrupted if a signal has come, to any of the ranks."""
+        [number] = largest([0 if self.requested is None else signal.Signals[self.requested]])
+        if number:
+            raise Interrupted(signal.Signals(number).name)
 
     @contextmanager
     def promptly(self) -> Iterator[None]:
         """Within, a signal raises Interrupted at once; one that came before raises it at the start."""
+        if world_size() > 1:
+            yield
+            return
         try:
             self._prompt = True
             self.check()
@@ -68,8 +80,10 @@ class Interruption:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
+        if launched() > 1 and self.requested is not None and monotonic() - self._at < _ECHO:
+            return
         if self.requested is None:
-            self.requested = name
+            self.requested, self._at = name, monotonic()
             if self._prompt:
                 raise Interrupted(name)
             return
@@ -81,7 +95,13 @@ class Interruption:
 
 @contextmanager
 def stopping_at_once(advice: str) -> Iterator[None]:
-    """A signal within ends in StoppedEarly: for work that nothing is lost of, such as opening the images."""
+    """A signal within ends in StoppedEarly: for work that nothing is lost of, such as opening the images.
+
+    Ranks that a launcher started are simply ended by it, as all of them have to be.
+    """
+    if launched() > 1:
+        yield
+        return
     with Interruption() as interruption:
         try:
             with interruption.promptly():

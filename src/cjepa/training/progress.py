@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from cjepa.ranks import is_first
+
 _WINDOW = 30.0  # seconds over which speed is averaged
 _REFRESH = 0.1  # seconds between two drawings on a terminal
 _SHORT_NAME = 4  # letters
@@ -39,7 +41,9 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._interval = interval
         self._console = Console(file=self._stream, force_terminal=self._stream.isatty(), highlight=False)
-        self._live = Live(console=self._console, auto_refresh=False) if self._stream.isatty() else None
+        self._silent = not is_first()
+        shown = self._stream.isatty() and not self._silent
+        self._live = Live(console=self._console, auto_refresh=False) if shown else None
         self._samples: deque[_Sample] = deque()
         self._values: Mapping[str, str | int | float] = {}
         self._now = _Sample(monotonic(), 0, 0)
@@ -85,8 +89,8 @@ class Progress:
             self._live.start()
 
     def _show(self, final: bool = False) -> None:
-        if self._shown is None and not self._samples:
-            return  # nothing was ever reported
+        if self._silent or (self._shown is None and not self._samples):
+            return  # another rank reports, or nothing was ever reported
         self._shown = self._now.time
         time = f"took {_clock(monotonic() - self._started)}" if final else self._time_left()
         line = _Line(

@@ -1,12 +1,13 @@
 """What a run leaves on the disk while it trains: rows, unreadable images, checkpoints, and the dump of a divergence."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from torch import Tensor
 
 from cjepa.errors import StorageError
+from cjepa.ranks import from_first
 from cjepa.training.checkpoint import CheckpointStore
 from cjepa.training.metrics import MetricsWriter
 from cjepa.training.rows import RowLog
@@ -18,7 +19,7 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 
 
 class Records:
-    """The places that a run writes to.
+    """The places that a run writes to. Only the first rank writes; what it could not write fails on all of them.
 
     about: what every checkpoint says of the run besides its progress. on_failure: what to do when something cannot be
     written, as on a full disk. stop: StorageError, from which the same command continues. continue: a warning, but for
@@ -43,39 +44,49 @@ class Records:
 
     def row(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Write values of a step."""
-        try:
+
+        def write() -> None:
             for writer in self.writers:
                 writer.write(step, split, values)
-        except (StorageError, OSError) as error:
-            self._failed(error)
+
+        self._try(write)
 
     def bad_image(self, step: int, image: Unreadable) -> None:
         """List an image that could not be read."""
         _log.warning("unreadable image replaced: %s (%s)", image.name, image.reason)
-        try:
-            self.unreadable.append({"step": step, "name": image.name, "reason": image.reason})
-        except (StorageError, OSError) as error:
-            self._failed(error)
+        self._try(lambda: self.unreadable.append({"step": step, "name": image.name, "reason": image.reason}))
 
     def save(self, step: int, tensors: Tensors, state: Mapping[str, Any], best: int, last: bool) -> None:
         """Save a checkpoint once all rows are on the disk; the one of step `best` is kept."""
-        try:
+
+        def write() -> None:
             for writer in self.writers:
                 writer.flush()
             self.checkpoints.save(step, tensors, {**self.about, **state}, protect={best})
-        except (StorageError, OSError) as error:
-            if last:
-                raise
-            self._failed(error)
+
+        self._try(write, must=last)
 
     def dump(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> str:
         """Keep the state before a step that cannot be taken; where it is, or why it is not there."""
         try:
-            return f"what is needed to repeat it is in {self.dumps.save(step, tensors, {**self.about, **state}).path}"
+            path = from_first(lambda: self.dumps.save(step, tensors, {**self.about, **state}).path)
+            return f"what is needed to repeat it is in {path}"
         except StorageError as error:
             return f"what is needed to repeat it could not be kept: {error}"
 
-    def _failed(self, error: StorageError | OSError) -> None:
-        if self.on_failure == "stop":
-            raise error if isinstance(error, StorageError) else StorageError(f"cannot be written: {error}")
+    def _try(self, write: Callable[[], None], must: bool = False) -> None:
+        def declared() -> None:
+            try:
+                write()
+            except OSError as error:
+                raise StorageError(f"cannot be written: {error}") from error
+
+        try:
+            from_first(declared)
+        except StorageError as error:
+            if must or self.on_failure == "stop":
+                raise
+            self._warn(error)
+
+    def _warn(self, error: StorageError) -> None:
         _log.warning("the run goes on without what could not be written (training.on_failed_write=continue): %s", error)

@@ -7,18 +7,22 @@ from contextlib import closing
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
 from cjepa.errors import InputError, StoppedEarly, WorkerError
 from cjepa.models import JEPA
 from cjepa.objectives import Objective
+from cjepa.ranks import from_first, world_size
+from cjepa.training.agreement import in_step, refuse_drift
+from cjepa.training.batch_loss import BatchLoss
 from cjepa.training.checkpoint import Checkpoint
 from cjepa.training.divergence import Trouble, all_finite, diverged, go_back
 from cjepa.training.health import Record, Verdict, judge
 from cjepa.training.interruption import Interrupted, Interruption
-from cjepa.training.optimizer import OptimizerConfig, build_optimizer, moments, moments_like, restore_moments, set_rates
+from cjepa.training.optimizer import OptimizerConfig, build_optimizer, moments_like, set_rates
+from cjepa.training.parallel import Parallel, start_engine
 from cjepa.training.progress import Progress
 from cjepa.training.recheck import recheck
 from cjepa.training.records import Records
@@ -26,6 +30,7 @@ from cjepa.training.schedules import MomentumConfig, learning_rate, linear
 from cjepa.training.spikes import SpikesConfig
 from cjepa.training.state import Progressed, Reason, Taken
 from cjepa.training.watchdog import Watchdog
+from cjepa.training.whole_state import restore_weights, restore_whole_moments, whole_moments, whole_weights
 from cjepa.types import Batch, Loss, Part
 
 _log = logging.getLogger(__name__)
@@ -48,7 +53,13 @@ class TrainingConfig(Part):
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Arithmetic of the forward pass (autocast); weights, targets' average, losses and statistics stay float32."""
     device: str = "auto"
-    """Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."""
+    """Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1, mps; with several ranks each has its own GPU."""
+    parallel: Parallel = "auto"
+    """Engine for several ranks (torchrun): ddp, whole copies; fsdp, shards of everything; auto: ddp if it fits."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Most images in one forward pass; by default what fits the device. The gradient is that of the whole batch."""
+    checkpoint_activations: bool = False
+    """Compute the inside of each block again in the backward pass: less memory, about a third more work."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; by default torch's choice. Runs with different numbers of threads differ in the last bits."""
     log_every: int = Field(10, ge=1)
@@ -110,7 +121,18 @@ class Trainer:
                 f"training.optimizer.learning_rate.warmup_epochs: the warm-up of {self.warmup_steps} steps does not "
                 f"end before the training of {self.total_steps} steps; shorten it or raise training.epochs"
             )
-        self.parameters = self._learned()
+        for block in (*model.encoder.blocks, *model.predictor.blocks):
+            block.recompute = config.checkpoint_activations
+        engine = start_engine(config.parallel, self.model, self.objective, device)
+        bfloat16 = config.precision == "bfloat16"
+        self.batch_loss = BatchLoss(
+            self.model, self.objective, self._prepared, engine, device, bfloat16, config.micro_batch
+        )
+        self.learned = nn.ModuleDict(
+            {"encoder": self.model.encoder, "predictor": self.model.predictor, "objective": self.objective}
+        )
+        """What the optimizer changes; never the target encoder."""
+        self.parameters = dict(self.learned.named_parameters())
         self.optimizer = build_optimizer(config.optimizer, self.parameters)
         self.progress = Progressed()
         self._saved: tuple[int, int] | None = None  # step and evaluation of the last checkpoint
@@ -137,7 +159,8 @@ class Trainer:
                     self._give_up_or_go_back(taken, batch, records)
                     self.progress.step += 1
                     self._record(taken, batch, records)
-                    line.update(self.progress.step, self._shown(taken.loss, verdict), len(batch.images))
+                    images = len(batch.images) * world_size()
+                    line.update(self.progress.step, self._shown(taken.loss, verdict), images)
                     if self._evaluate_and_save(monitor, records, interruption):
                         verdict = self._judge(monitor)
                         _log.info("step %d: %s: %s", self.progress.step, verdict.state, verdict.evidence)
@@ -171,46 +194,43 @@ class Trainer:
 
     def gradient(self, batch: Batch) -> tuple[Loss, float]:
         """The loss of the step about to be taken, its gradient in the parameters, and the norm of that."""
-        images = self.normalise(batch.images.to(self.device, non_blocking=True))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            embeddings = self.model(images, batch.masks.to(self.device))
-        loss: Loss = self.objective(embeddings, self.progress.step)
-        loss.total.backward()
+        loss = self.batch_loss.backward(batch, self.progress.step)
         largest = self.config.optimizer.clip_gradient or math.inf
         return loss, float(nn.utils.clip_grad_norm_(self.parameters.values(), largest, foreach=True))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue exactly where a checkpoint was saved; InputError when it is one of another model."""
         self.progress = Progressed.of(checkpoint)
-        wanted = self.tensors()
-        modules = {
+        for name, module in self._modules().items():
+            restore_weights(module, _read(checkpoint, name, module.state_dict()))
+        moved = self.progress.weights_moved
+        saved = _read(checkpoint, "optimizer", moments_like(self.parameters) if moved else {})
+        restore_whole_moments(self.learned, self.optimizer, self.parameters, saved, moved)
+        self._saved = (self.progress.step, self.progress.evaluated)
+        self._trouble.clear()
+
+    def start_from(self, context: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+        """Replace the encoders' weights by others of the same names and shapes."""
+        restore_weights(self.model.encoder, context)
+        restore_weights(self.model.target_encoder, target)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Everything that `restore` needs besides the progress, by file; with several ranks only the first has it."""
+        return {
+            **{name: whole_weights(module) for name, module in self._modules().items()},
+            "optimizer": whole_moments(self.learned, self.optimizer, self.parameters),
+        }
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {
             "encoder": self.model.encoder,
             "target_encoder": self.model.target_encoder,
             "predictor": self.model.predictor,
             "objective": self.objective,
         }
-        for name, module in modules.items():
-            module.load_state_dict(checkpoint.tensors(name, like=wanted[name]))
-        moved = moments_like(self.parameters) if self.progress.weights_moved else {}
-        self.optimizer.state.clear()
-        restore_moments(self.optimizer, self.parameters, checkpoint.tensors("optimizer", like=moved))
-        self._saved = (self.progress.step, self.progress.evaluated)
-        self._trouble.clear()
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Everything that `restore` needs besides the progress, by file."""
-        return {
-            "encoder": self.model.encoder.state_dict(),
-            "target_encoder": self.model.target_encoder.state_dict(),
-            "predictor": self.model.predictor.state_dict(),
-            "objective": self.objective.state_dict(),
-            "optimizer": moments(self.optimizer, self.parameters),
-        }
-
-    def _learned(self) -> dict[str, nn.Parameter]:
-        """Encoder, predictor and projector, by name; never the target encoder."""
-        parts = {"encoder": self.model.encoder, "predictor": self.model.predictor, "objective": self.objective}
-        return {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+    def _prepared(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        return self.normalise(images.to(self.device, non_blocking=True))
 
     def _steps(self, epochs: float, at_least: int = 1) -> int:
         return max(round(epochs * self.images / self.config.batch_size), at_least)
@@ -252,7 +272,7 @@ class Trainer:
         self, batches: Callable[[int], Generator[Batch, None, None]], interruption: Interruption
     ) -> Generator[Batch, None, None]:
         """The remaining batches; a signal ends the wait for one, and comes through after a step and what follows."""
-        with closing(batches(self.progress.step)) as remaining:
+        with closing(in_step(batches(self.progress.step))) as remaining:
             while self.progress.step < self.total_steps:
                 with interruption.promptly():
                     batch = next(remaining)
@@ -348,9 +368,18 @@ class Trainer:
         now = (progress.step, progress.evaluated)
         if now == self._saved or not progress.untrained:
             return
+        if self.batch_loss.engine.replicated:
+            refuse_drift(self.parameters)
         tensors = self.tensors()
         if not all_finite(tensors):
             raise diverged(self._trouble, tensors, progress, records)
         progress.rollbacks = 0
         records.save(progress.step, tensors, {"progress": progress.as_dict()}, progress.best_step, last)
         self._saved = now
+
+
+def _read(checkpoint: Checkpoint, name: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a checkpoint, on the first rank alone; what it cannot read is an error of all."""
+    found: dict[str, Tensor] = {}
+    from_first(lambda: found.update(checkpoint.tensors(name, like=like)))
+    return found

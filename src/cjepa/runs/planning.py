@@ -1,0 +1,137 @@
+"""`cjepa plan`: what a run needs on a device, and how long it takes, before any hour is spent."""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+from cjepa.build import build_trainer, choose_device, engine_for, footprint_of
+from cjepa.config import RunConfig
+from cjepa.errors import InputError
+from cjepa.masking import build_sampler
+from cjepa.training.device_memory import USABLE, device_memory, resident_memory
+from cjepa.training.footprint import Footprint
+from cjepa.types import Batch
+
+GIB = float(1 << 30)
+MEMORY = {"V100": 16, "T4": 16, "A10": 24, "RTX4090": 24, "L4": 24, "A100": 80, "H100": 80, "H200": 141, "B200": 180}
+"""GiB of some accelerators, as their makers state them."""
+CUDA_CONTEXT = 0.7 * GIB
+"""What a process holds on a GPU besides tensors: assumed, not measured here."""
+TIMED_IMAGES, TIMED_STEPS = 8, 3
+"""Most images of a step that is timed, and how many are; one goes before them."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs for each of its ranks; seconds are None where the device is not this machine's."""
+
+    device: str
+    ranks: int
+    engine: str
+    footprint: Footprint
+    batch_size: int
+    micro_batch: int
+    process: float
+    memory: float
+    available: float
+    seconds_per_image: float | None
+    images: int | None
+    epochs: float
+
+    @property
+    def seconds_per_epoch(self) -> float | None:
+        """With all ranks, communication and loading left out."""
+        if self.seconds_per_image is None or self.images is None:
+            return None
+        return self.seconds_per_image * self.images / self.ranks
+
+
+def plan(config: RunConfig, device: str, ranks: int, images: int | None) -> Plan:
+    """The plan of a run on so many devices of one kind. device: auto, cpu, cuda, or cuda:NAME of one that is elsewhere.
+
+    images: of an epoch, where that is known.
+
+    InputError for a batch that the ranks cannot share and for a device that is neither here nor known.
+    """
+    batch = config.training.batch_size
+    if batch % ranks:
+        raise InputError(
+            f"training.batch_size={batch} cannot be divided among {ranks} ranks; use a multiple of {ranks}"
+        )
+    memory = _known(device)
+    here = None if memory else choose_device(device)
+    kind = "cuda" if here is None else here.type
+    seconds, process = None, CUDA_CONTEXT
+    if here is not None:
+        process = _loaded(config, here)
+        seconds = _seconds_per_image(config, here)
+    available = memory or device_memory(here or torch.device("cpu"))
+    needs, share = footprint_of(config, kind), batch // ranks
+    engine, shards = engine_for(config, needs, ranks, USABLE * available - process)
+    fitting = needs.micro_batch(share, USABLE * available - process, shards)
+    micro = min(config.training.micro_batch or fitting, share)
+    return Plan(
+        device=device if here is None else str(here),
+        ranks=ranks,
+        engine=engine,
+        footprint=needs,
+        batch_size=batch,
+        micro_batch=micro,
+        process=process,
+        memory=process + needs.memory(share, micro, shards),
+        available=available,
+        seconds_per_image=seconds,
+        images=images,
+        epochs=config.training.epochs,
+    )
+
+
+def _known(device: str) -> float | None:
+    """Bytes of an accelerator that is named and not here; None for a device of this machine."""
+    name = device.removeprefix("cuda:")
+    if name == device or name.isdigit():
+        return None
+    if name not in MEMORY:
+        raise InputError(f"--device {device}: it is cpu, cuda, cuda:NUMBER, or one of cuda:{', cuda:'.join(MEMORY)}")
+    return MEMORY[name] * GIB
+
+
+def _loaded(config: RunConfig, device: torch.device) -> float:
+    """Bytes of this process before its model is built, but after all that a step loads: libraries, code, kernels."""
+    if device.type == "cuda":
+        return CUDA_CONTEXT
+    part = {"depth": 1}
+    model = config.model.model_copy(
+        update={
+            "encoder": config.model.encoder.model_copy(update=part),
+            "predictor": config.model.predictor.model_copy(update=part),
+        }
+    )
+    _take_steps(config.model_copy(update={"model": model}), device, 2, 1)
+    return resident_memory()
+
+
+def _seconds_per_image(config: RunConfig, device: torch.device) -> float:
+    """Of a step on this device: the median of a few, with few images, of noise."""
+    images = min(TIMED_IMAGES, config.training.batch_size)
+    return statistics.median(_take_steps(config, device, images, 1 + TIMED_STEPS)[1:]) / images
+
+
+def _take_steps(config: RunConfig, device: torch.device, images: int, steps: int) -> list[float]:
+    """Seconds of each of some steps with this many images."""
+    training = config.training.model_copy(update={"batch_size": images, "micro_batch": None, "parallel": "none"})
+    small = config.model_copy(update={"training": training})
+    trainer = build_trainer(
+        small, max(round(100 * images * (1 + training.optimizer.learning_rate.warmup_epochs)), 1), device
+    )
+    sampler = build_sampler(config.masking, config.grid, config.seed, images)
+    seconds = []
+    for step in range(steps):
+        pixels = torch.randint(0, 256, (images, 3, *config.data.size), dtype=torch.uint8)
+        batch = Batch(pixels, sampler(step, 0, images), torch.arange(images))
+        started = time.perf_counter()
+        trainer.take_step(batch)  # reads the loss, so that a GPU has finished
+        seconds.append(time.perf_counter() - started)
+    return seconds

@@ -1,0 +1,96 @@
+"""The loss of a global batch and its gradient: the same whatever the batch is divided into."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cjepa.errors import InputError
+from cjepa.models import JEPA
+from cjepa.models.jepa import gather_blocks
+from cjepa.objectives import Objective
+from cjepa.ranks import mean
+from cjepa.training.accumulation import backward_in_parts, divide
+from cjepa.training.parallel import Engine
+from cjepa.types import Batch, Embeddings, Loss
+
+
+class BatchLoss:
+    """The loss of the global batch, taken from this rank's slots of it.
+
+    prepare: uint8 images to what the model takes, on its device. micro_batch: most images in one forward pass; None for
+    all of the rank's. Targets with gradient cannot be divided: InputError.
+    """
+
+    def __init__(
+        self,
+        model: JEPA,
+        objective: Objective,
+        prepare: Callable[[Tensor], Float[Tensor, "B 3 H W"]],
+        engine: Engine,
+        device: torch.device,
+        bfloat16: bool,
+        micro_batch: int | None = None,
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.prepare = prepare
+        self.engine = engine
+        self.device = device
+        self.bfloat16 = bfloat16
+        self.micro_batch = micro_batch
+        self._packed = False
+
+    def backward(self, batch: Batch, step: int) -> Loss:
+        """The loss, without graph; its gradient is added to the parameters', of which it must be the first."""
+        if self.engine.replicated and not self._packed:
+            # DDP packs gradients anew after its first backward pass, and more than two ranks then add them up in
+            # another order. So that a continued run has the bits of one that was never stopped, the first pass of a
+            # process is taken twice.
+            self._packed = True
+            self._backward(batch, step)
+            for parameter in (*self.model.parameters(), *self.objective.parameters()):
+                parameter.grad = None
+        return self._backward(batch, step)
+
+    def _backward(self, batch: Batch, step: int) -> Loss:
+        if self.micro_batch is None or self.micro_batch >= len(batch.images):
+            loss: Loss = self.engine.objective(self._embed(batch), step)
+            loss.total.backward()
+        else:
+            self._refuse_target_gradient()
+            parts = divide(batch, self.micro_batch)
+
+            def objective(whole: Embeddings) -> Loss:
+                judged: Loss = self.engine.objective(whole, step)
+                return judged
+
+            loss = backward_in_parts(parts, self._targets, self._embed, objective, self.engine.unsynchronised)
+        return _averaged(loss)
+
+    def _embed(self, part: Batch, target: Float[Tensor, "B M T D"] | None = None) -> Embeddings:
+        images = self.prepare(part.images)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            embeddings: Embeddings = self.engine.model(images, part.masks.to(self.device), target)
+        return embeddings
+
+    def _targets(self, parts: Iterable[Batch]) -> Float[Tensor, "B M T D"]:
+        parts = list(parts)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            patches = self.model.targets(self.prepare(part.images) for part in parts)
+        return gather_blocks(patches, torch.cat([part.masks.targets for part in parts]).to(self.device))
+
+    def _refuse_target_gradient(self) -> None:
+        if self.model.config.target.gradient:
+            raise InputError(
+                f"model.target.gradient=true, which is for studying collapse, cannot be divided into micro-batches of "
+                f"{self.micro_batch}; set training.micro_batch to the images of a rank, or lower training.batch_size"
+            )
+
+
+def _averaged(loss: Loss) -> Loss:
+    """The mean over the ranks: their prediction losses differ, everything else is the global batch's already."""
+    values = mean(torch.stack([loss.total.detach(), *loss.terms.values()]).double())
+    total, *terms = values.to(loss.total.dtype).unbind()
+    return Loss(total, dict(zip(loss.terms, terms, strict=True)))

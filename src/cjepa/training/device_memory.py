@@ -1,0 +1,31 @@
+"""How much memory there is, and how much this process has of it."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from cjepa.ranks import local_count
+
+USABLE = 0.8
+"""Share of a device's memory that a run is planned for; allocators leave gaps, and images have to be loaded."""
+
+
+def device_memory(device: torch.device) -> float:
+    """Bytes of a device: a GPU's own, else the machine's memory divided among the ranks on it. Free or not."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / local_count()
+    except (ValueError, OSError, AttributeError):  # not every system says
+        return 8.0 * (1 << 30)
+
+
+def resident_memory(peak: bool = False) -> float:
+    """Bytes that this process has in memory, or had at most; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    name = "VmHWM:" if peak else "VmRSS:"
+    return next((int(line.split()[1]) * 1024.0 for line in lines if line.startswith(name)), 0.0)

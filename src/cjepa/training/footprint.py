@@ -1,0 +1,142 @@
+"""What a training step needs, by formula: parameters, operations and memory, before anything is built.
+
+n tokens of width d through a block with hidden ratio r cost 2 n d^2 (4 + 2 r) + 4 n^2 d operations forward (a product
+of two numbers and its sum are two), twice that backward. For the backward pass such a block keeps n d (8 + 2 r)
+numbers: its two normalisations' inputs and outputs (4), query, key and value (3), the attention's output (1), and the
+hidden layer before and after its activation (2 r). tests/training/test_footprint.py and benchmarks/footprint.py compare
+this with what is counted and measured.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from cjepa.models import ModelConfig
+from cjepa.models.vit import CHANNELS
+from cjepa.objectives.projector import ProjectorConfig
+
+FLOAT = 4
+"""Bytes of weights, moments, average and statistics, whatever the arithmetic of the forward pass."""
+HALF_SHARE = 0.56
+"""bfloat16 on a fused kernel: of a block's numbers the residual stream stays float32 (4 + 2 + 6 + 2 + 4 + 2 + 4 r
+bytes at r = 4 instead of 64); counted by hand from autocast's rules, not measured."""
+HALF_SHARE_ON_CPU = 0.75
+"""bfloat16 on a CPU, where attention is not fused and autocast's copies stay (measured, benchmarks/footprint.py)."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Patches of an image, of its context, its target blocks and the patches of each."""
+
+    patches: int
+    context: int
+    blocks: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Of one image, where nothing else is said.
+
+    learned, average: numbers that the optimizer changes, and those of the target encoder. operations: of a step.
+    activations: bytes for the backward pass and the work on the largest block. embeddings: bytes that stay while a
+    batch is taken in parts. largest_block: numbers of the largest transformer block.
+    """
+
+    learned: int
+    average: int
+    operations: int
+    activations: float
+    embeddings: float
+    largest_block: int
+
+    def memory(self, images: int, micro_batch: int, shards: int = 1) -> float:
+        """Bytes that a rank with this many images of the batch holds at its peak, besides the process itself.
+
+        State is weights, two moments and the average, in float32; gradients grow while activations go, except where
+        those of an earlier part are there already. With shards a rank holds its share of that, and two whole blocks.
+        """
+        state, gradients = FLOAT * (3 * self.learned + self.average) / shards, FLOAT * self.learned / shards
+        whole = 0 if shards == 1 else 2 * 2 * FLOAT * self.largest_block
+        activations = self.activations * min(micro_batch, images)
+        if micro_batch >= images:
+            return state + whole + max(gradients, activations)
+        return state + whole + gradients + activations + self.embeddings * images
+
+    def micro_batch(self, images: int, memory: float, shards: int = 1) -> int:
+        """The largest even part of a rank's images that fits into so many bytes; 1 where nothing does."""
+        sizes = sorted({-(-images // parts) for parts in range(1, images + 1)}, reverse=True)
+        return next((size for size in sizes if self.memory(images, size, shards) <= memory), 1)
+
+
+def footprint(
+    model: ModelConfig,
+    projector: ProjectorConfig | None,
+    lengths: Lengths,
+    precision: Literal["bfloat16", "float32"],
+    fused: bool,
+    recompute: bool = False,
+) -> Footprint:
+    """The footprint of a model on images of this many patches; fused: whether attention is one kernel in bfloat16."""
+    encoder, predictor = model.encoder, model.predictor
+    inputs = CHANNELS * encoder.patch_size**2
+    tokens = lengths.context + lengths.target
+    width, inner = encoder.width, predictor.width
+
+    blocks = encoder.depth * _block_parameters(width, encoder.mlp_ratio)
+    vision = blocks + (inputs + 1) * width + 2 * width
+    guessing = predictor.depth * _block_parameters(inner, predictor.mlp_ratio)
+    guessing += (width + 1) * inner + inner + 2 * inner + (inner + 1) * width
+
+    seen = encoder.depth * _block_operations(lengths.context, width, encoder.mlp_ratio)
+    seen += 2 * lengths.context * inputs * width
+    whole = encoder.depth * _block_operations(lengths.patches, width, encoder.mlp_ratio)
+    whole += 2 * lengths.patches * inputs * width
+    guessed = (predictor.depth - 1) * _block_operations(tokens, inner, predictor.mlp_ratio)
+    guessed += _block_operations(tokens, inner, predictor.mlp_ratio, lengths.target)
+    guessed += 2 * lengths.target * width * inner
+    guessed = lengths.blocks * guessed + 2 * lengths.context * width * inner
+    layers, rows = _projector_layers(projector, width), lengths.blocks
+    projected = 2 * rows * sum(entering * leaving for entering, leaving in layers)
+
+    kept = encoder.depth * _block_numbers(lengths.context, width, encoder.mlp_ratio, recompute)
+    deep = predictor.depth - 1 + lengths.target / tokens
+    kept += lengths.blocks * deep * _block_numbers(tokens, inner, predictor.mlp_ratio, recompute)
+    once = lengths.blocks * _block_numbers(tokens, inner, predictor.mlp_ratio, False) if recompute else 0.0
+    share = 1.0 if precision == "float32" else HALF_SHARE if fused else HALF_SHARE_ON_CPU
+    work = 3 * lengths.blocks * tokens * inner * predictor.mlp_ratio
+    embeddings = FLOAT * width * (lengths.context + 2 * lengths.blocks * lengths.target)
+    pixels = FLOAT * 2 * lengths.patches * inputs
+    of_projector = FLOAT * 4 * rows * sum(leaving for _, leaving in layers)
+    return Footprint(
+        learned=vision + guessing + sum(entering * leaving for entering, leaving in layers),
+        average=vision,
+        operations=3 * (seen + guessed + projected) + whole,
+        activations=FLOAT * share * (kept + once + work) + 2 * embeddings + pixels + of_projector,
+        embeddings=1.0 * FLOAT * width * (2 * lengths.context + 3 * lengths.blocks * lengths.target),
+        largest_block=max(blocks // encoder.depth, _block_parameters(inner, predictor.mlp_ratio)),
+    )
+
+
+def _block_parameters(width: int, ratio: float) -> int:
+    hidden = int(width * ratio)
+    return 4 * width * width + 4 * width + 2 * width * hidden + hidden + width + 4 * width
+
+
+def _block_operations(tokens: int, width: int, ratio: float, rows: int | None = None) -> int:
+    """Of a forward pass in which only the last `rows` tokens are computed to the end."""
+    rows = tokens if rows is None else rows
+    hidden = int(width * ratio)
+    return 2 * tokens * width * 3 * width + 2 * rows * width * (width + 2 * hidden) + 4 * rows * tokens * width
+
+
+def _block_numbers(tokens: int, width: int, ratio: float, recompute: bool) -> float:
+    """That stay for the backward pass: all of them, or the input alone."""
+    return tokens * width * (1.0 if recompute else 8.0 + 2.0 * ratio)
+
+
+def _projector_layers(projector: ProjectorConfig | None, inputs: int) -> list[tuple[int, int]]:
+    if projector is None:
+        return []
+    sizes = [inputs] + [projector.width] * projector.depth
+    return list(pairwise(sizes))

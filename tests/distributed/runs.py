@@ -1,0 +1,199 @@
+"""Whole runs on the ranks of the tests: started, disturbed, stopped and continued."""
+
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from cjepa.config import RunConfig, parse
+from cjepa.errors import CjepaError, InputError
+from cjepa.ranks import rank
+from cjepa.runs import pretrain
+from cjepa.training.batch_loss import BatchLoss
+from cjepa.training.checkpoint import CheckpointStore
+from cjepa.training.metrics import read_metrics
+from cjepa.types import Batch, Loss
+from tests.distributed.cases import whole
+
+BATCH, STEPS = 12, 12
+
+
+def config(images: Path, changes: dict[str, Any]) -> RunConfig:
+    """Twelve steps of twelve images."""
+    training = {
+        "epochs": 3,
+        "batch_size": BATCH,
+        "precision": "float32",
+        "device": "cpu",
+        "log_every": 1,
+        "optimizer": {"learning_rate": {"start": 1e-3, "peak": 1e-3, "warmup_epochs": 0.25}},
+    }
+    return parse(
+        RunConfig,
+        {
+            "data": {"source": {"name": "folder", "path": str(images)}, "image_size": 16, "crop_scale": [0.5, 1.0]},
+            "model": {
+                "encoder": {"width": 16, "depth": 2, "heads": 2, "patch_size": 4},
+                "predictor": {"width": 16, "depth": 1},
+            },
+            "objective": {"name": "cjepa", "beta": 0.1, "projector": {"width": 32}},
+            "training": training | changes,
+            "monitor": {"train_images": 24, "test_images": 12},
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended on one rank: the error and its exit code, or None and 0."""
+
+    error: str | None
+    code: int
+    losses: list[float]
+    samples: list[list[int]]
+
+
+def run(images: Path, folder: Path, changes: dict[str, Any], disturbance: str | None = None) -> Ended:
+    """Pretrain on this rank, disturbed in one of the ways below, and say what came of it."""
+    seen: list[tuple[float, list[int]]] = []
+    backward = BatchLoss.backward
+
+    def watched(self: BatchLoss, batch: Batch, step: int) -> Loss:
+        if disturbance is not None:
+            DISTURBANCES[disturbance](self, batch, step)
+        loss = backward(self, batch, step)
+        seen.append((float(loss.total), batch.samples.tolist()))
+        return loss
+
+    error = None
+    with patch.object(BatchLoss, "backward", watched):
+        try:
+            pretrain(config(images, changes), folder)
+        except CjepaError as caught:
+            error = caught
+    code = 0 if error is None else error.exit_code
+    return Ended(None if error is None else str(error), code, [each[0] for each in seen], [each[1] for each in seen])
+
+
+def _signal_to_the_last_rank(loss: BatchLoss, batch: Batch, step: int) -> None:
+    import torch.distributed as dist
+
+    if step == 4 and rank() == dist.get_world_size() - 1:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def _not_finite_on_one_rank(loss: BatchLoss, batch: Batch, step: int) -> None:
+    if rank() == 1:
+        factor = torch.nan if step == 4 else 1.0
+        correct = getattr(loss.prepare, "correct", loss.prepare)
+        loss.prepare = lambda images: correct(images) * factor
+        loss.prepare.correct = correct  # type: ignore[attr-defined]
+
+
+def _drift_of_one_rank(loss: BatchLoss, batch: Batch, step: int) -> None:
+    if step == 4 and rank() == 1:
+        with torch.no_grad():
+            weight = loss.model.encoder.norm.weight
+            weight[0] = torch.nextafter(weight[0], weight[0] + 1)
+
+
+DISTURBANCES: dict[str, Callable[[BatchLoss, Batch, int], None]] = {
+    "signal": _signal_to_the_last_rank,
+    "not finite": _not_finite_on_one_rank,
+    "drift": _drift_of_one_rank,
+}
+
+
+def runs(calls: list[tuple[Any, ...]]) -> list[Ended]:
+    """Several runs, one after the other."""
+    return [run(*call) for call in calls]
+
+
+def long_run(images: Path, folder: Path, changes: dict[str, Any]) -> Ended:
+    """Two hundred steps without evaluations but the first and the last."""
+    return run(images, folder, changes | {"epochs": 50, "evaluate_every": 50, "checkpoint_every": 50})
+
+
+def run_with_unreadable_input(images: Path, folder: Path) -> Ended:
+    """The second rank's data raise an error at step 4."""
+    from cjepa.data import TrainingStream
+
+    read = TrainingStream.__getitem__
+
+    def failing(self: TrainingStream, step: int) -> Batch:
+        if step == 4 and rank() == 1:
+            raise InputError("data: all gone")
+        return read(self, step)
+
+    with patch.object(TrainingStream, "__getitem__", failing):
+        return run(images, folder, {})
+
+
+def run_on_a_full_disk(images: Path, folder: Path) -> Ended:
+    """The first rank cannot save; the others must not wait for it."""
+    with _disk_full() if rank() == 0 else _nothing():
+        return run(images, folder, {})
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _disk_full() -> Iterator[None]:
+    import cjepa.training.checkpoint as place
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with patch.object(place, "write_new", full):
+        yield
+
+
+def shards_equal_their_start(changes: dict[str, Any], images: Path) -> list[tuple[str, bool, bool]]:
+    """Per parameter of the encoder: is this rank's shard of the average that of the encoder, and is it a part?"""
+    from cjepa.build import build_trainer
+
+    trainer = build_trainer(config(images, changes), 48, torch.device("cpu"))
+    average = dict(trainer.model.target_encoder.named_parameters())
+    found = []
+    for name, parameter in trainer.model.encoder.named_parameters():
+        own, other = parameter.to_local(), average[name].to_local()
+        found.append((name, torch.equal(own, other), own.numel() < parameter.numel()))
+    return found
+
+
+def weights_after_updates(changes: dict[str, Any], images: Path) -> dict[str, Tensor]:
+    """The average after the encoder moved and five updates were taken, put together from its shards."""
+    from cjepa.build import build_trainer
+
+    trainer = build_trainer(config(images, changes), 48, torch.device("cpu"))
+    for index in range(5):
+        with torch.no_grad():
+            for parameter in trainer.model.encoder.parameters():
+                parameter.mul_(1.0 + 0.1 * index)
+        trainer.model.update_target(0.9)
+    return {name: whole(parameter) for name, parameter in trainer.model.target_encoder.named_parameters()}
+
+
+def digest(folder: Path, step: int) -> dict[str, str]:
+    """sha256 of every tensor file of a checkpoint."""
+    checkpoint = CheckpointStore(folder / "checkpoints").load(step)
+    files = sorted(checkpoint.path.glob("*.safetensors"))
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def logged(folder: Path) -> list[float]:
+    """The losses in metrics.jsonl, by step; every step must be there once."""
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["split"] == "train"]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return [row["loss"] for row in rows]

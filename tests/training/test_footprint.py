@@ -1,0 +1,66 @@
+"""The formulas of a step's needs, held against the model itself and against PyTorch's counter of operations."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from cjepa.build import build_trainer, footprint_of
+from cjepa.config import RunConfig
+from cjepa.masking import build_sampler
+from cjepa.training.footprint import Footprint
+from cjepa.types import Batch
+from tests.training.conftest import tiny_config
+
+CPU = torch.device("cpu")
+CONFIGS = [
+    tiny_config(objective={"name": "cjepa", "projector": {"width": 48}}),
+    tiny_config(objective={"name": "cjepa-context", "projector": {"depth": 0}}),
+    tiny_config(objective={"name": "ijepa"}),
+]
+
+
+def step_of(config: RunConfig, images: int) -> tuple[Batch, object]:
+    size = (images, 3, *config.data.size)
+    masks = build_sampler(config.masking, config.grid, config.seed, config.training.batch_size)(0, 0, images)
+    return Batch(torch.zeros(size, dtype=torch.uint8), masks, torch.arange(images)), masks
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.objective.name)
+def test_parameters_are_those_of_the_model(config: RunConfig) -> None:
+    trainer, needs = build_trainer(config, 256, CPU), footprint_of(config, "cpu")
+    weights = sum(
+        p.numel() for name, p in trainer.parameters.items() if not (name.startswith("objective") and p.ndim < 2)
+    )
+    assert needs.learned == weights, "but for the projector's biases and norms"
+    assert needs.average == sum(p.numel() for p in trainer.model.target_encoder.parameters())
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.objective.name)
+def test_operations_are_what_the_counter_counts(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all steps have the lengths of the longest one; VICReg's own matrices are what the formula leaves out."""
+    monkeypatch.setattr("cjepa.build._PROBED", 1)
+    trainer, needs = build_trainer(config, 256, CPU), footprint_of(config, "cpu")
+    batch, _ = step_of(config, 32)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it does not know the CPU's kernel
+        trainer.gradient(batch)
+    assert counter.get_total_flops() / 32 == pytest.approx(needs.operations, rel=0.05)
+
+
+def test_memory_has_its_parts() -> None:
+    needs = Footprint(learned=100, average=40, operations=0, activations=10.0, embeddings=2.0, largest_block=5)
+    state = 4 * (3 * 100 + 40)
+    assert needs.memory(images=8, micro_batch=8) == state + 400, "gradients outweigh eight activations"
+    assert needs.memory(images=80, micro_batch=80) == state + 800
+    assert needs.memory(images=80, micro_batch=20) == state + 400 + 200 + 160
+    assert needs.memory(images=8, micro_batch=8, shards=4) == state / 4 + 2 * 2 * 4 * 5 + 100
+
+
+def test_the_micro_batch_is_the_largest_even_part_that_fits() -> None:
+    needs = Footprint(learned=100, average=40, operations=0, activations=10.0, embeddings=2.0, largest_block=5)
+    for images in (1, 7, 64, 100):
+        for memory in (0.0, 2100.0, 2500.0, 1e6):
+            size = needs.micro_batch(images, memory)
+            assert size == 1 or needs.memory(images, size) <= memory
+            larger = [-(-images // parts) for parts in range(1, images + 1) if -(-images // parts) > size]
+            assert all(needs.memory(images, each) > memory for each in larger)
