@@ -11,7 +11,7 @@ FLOOR_BIN := $(FLOOR_VENV)/bin
 INSTALL := -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed test-gpu test-floor torture format benchmark clean
+.PHONY: help demo test test-slow test-distributed test-gpu test-floor torture format benchmark docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,8 +45,13 @@ format: $(VENV)/.test-installed  ## let ruff write its fixes and its formatting
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-benchmark: $(VENV)/.test-installed  ## time the training step; needs a machine that does nothing else
+benchmark: $(VENV)/.test-installed  ## time the training step and embedding, measure parity; needs a machine that does nothing else
 	@$(BIN)/python -m benchmarks.step
+	@$(BIN)/python -m benchmarks.embed
+	@$(BIN)/python -m benchmarks.parity
+
+docs: $(VENV)/.test-installed  ## the reference of the Python API as pages, in build/reference
+	@$(BIN)/python docs/reference.py build/reference
 
 clean:  ## remove environments, caches and build products; runs are kept
 	rm -rf $(VENV) $(FLOOR_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

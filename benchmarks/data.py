@@ -29,7 +29,7 @@ from cjepa.runs.shard_writing import Packing
 from cjepa.training.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results" / "data.json"
-UNCACHED = "Parquet, one row group of six in memory"
+UNCACHED = "Parquet, one row group in memory"
 KINDS = ("folder", "shards", "shards, shorter side 256", "Parquet, all row groups in memory", UNCACHED)
 SIZE, BATCH, STEPS = 224, 20, 5
 _CACHE = data_parquet.CACHE_BYTES
@@ -42,7 +42,12 @@ def make(folder: Path, images: int) -> dict[str, Path]:
     pictures = folder / "pictures"
     pictures.mkdir()
     demo = open_source(
-        DataConfig(source=DemoConfig(train_crops=-(-images // 18), crop_size=(64, 160), tile_size=500, grey=False)), 0
+        DataConfig(
+            source=DemoConfig(
+                train_crops=-(-images // 18), test_crops=1, crop_size=(64, 160), tile_size=500, grey=False
+            )
+        ),
+        0,
     ).train
     for index in range(images):
         file = io.BytesIO()

@@ -107,7 +107,7 @@ def measure(folder: Path) -> dict[str, Any]:
     opened, source = memory(), splits.train
     positions = np.arange(min(READS, len(source)))
     samples, ordering = timed(lambda: sample_at(SEED, positions, len(source)))
-    result = {
+    result: dict[str, Any] = {
         "images": len(source),
         "seconds to open": seconds,
         "MB of memory before": before["RssAnon"],

@@ -16,7 +16,7 @@ LAYERS = (
     {"runs"},
     {"build"},
     {"config"},
-    {"training", "evaluation", "visualization", "export"},
+    {"training", "evaluation", "visualization", "export", "embedding"},
     {"models", "objectives", "masking", "data"},
     {"ranks"},
     {"types", "errors", "randomness"},
@@ -135,6 +135,22 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_importing_the_package_is_light() -> None:
     assert loaded_by("import cjepa; cjepa.__version__").isdisjoint(HEAVY)
+
+
+def test_the_public_names_need_no_extra() -> None:
+    """Loading an encoder imports neither another library's formats nor what training alone needs."""
+    extras = {"transformers", "timm", "onnx", "onnxruntime", "pyarrow", "huggingface_hub", "tensorboard", "wandb"}
+    assert loaded_by("import cjepa; cjepa.load_encoder; cjepa.PretrainedEncoder").isdisjoint(extras | {"matplotlib"})
+
+
+def test_the_import_takes_less_than_half_a_second() -> None:
+    """Beyond torch, which `import cjepa` does not even load: the fastest of three, since the machine may be busy."""
+    script = "import time; start = time.perf_counter(); import cjepa; print(time.perf_counter() - start)"
+    times = [
+        float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+        for _ in range(3)
+    ]
+    assert min(times) < 0.5
 
 
 def test_heavy_packages_are_seen_where_they_are_loaded() -> None:

@@ -41,6 +41,7 @@ SMALL_DEMO = (
     "training.evaluate_every=1",
     "training.checkpoint_every=1",
     "training.device=cpu",
+    "logging.report_share=0",
 )
 """Three steps on 108 tiles."""
 
@@ -219,8 +220,11 @@ def test_the_demo_compares_both_and_repeats_nothing(tmp_path: Path, monkeypatch:
     both = [resolve(str(tmp_path / name / "config.yaml")) for name in ("cjepa", "ijepa")]
     assert all(line.startswith("objective.") for line in differences(*both)), "nothing but the objective differs"
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
-    assert len(before) == 4
+    assert len(before) == 6
+    assert demo.report == tmp_path / "report" / "index.html"
+    assert "C-JEPA minus I-JEPA" in demo.report.read_text()
     monkeypatch.setattr(runs.demo, "draw_pictures", lambda runs, folder: [])
+    monkeypatch.setattr(runs.demo, "write_report", lambda runs, path: path)
     again = run_demo(tmp_path, SMALL_DEMO)
     assert again.rows[-1] == demo.rows[-1]
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")} == before

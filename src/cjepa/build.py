@@ -1,5 +1,6 @@
 """The composition root: from a RunConfig, or from the run folder that holds one, to objects."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from cjepa.errors import InputError
 from cjepa.masking import build_sampler
 from cjepa.models import JEPA, VisionTransformer
 from cjepa.models.pretrained import PretrainedEncoder, normalise
+from cjepa.models.weights import Preparation, Weights, holds_weights, open_weights
 from cjepa.objectives import IJepaConfig, build_objective
 from cjepa.ranks import launched, local_count, local_rank, slots, world_size
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
@@ -114,6 +116,32 @@ def build_model(config: RunConfig) -> JEPA:
     return model
 
 
+def read_weights(path: Path, when: When = "last", heads: int | None = None) -> Weights:
+    """Both encoders of a run's checkpoint, or of a file or folder of weights; InputError for what does not fit."""
+    if holds_weights(path):
+        return open_weights(path, heads)
+    config = read_config(path)
+    checkpoint = find_checkpoint(path, when)
+    tensors = checkpoint.tensors("target_encoder"), checkpoint.tensors("encoder")
+    return Weights(f"run, step {checkpoint.step}", config.model.encoder, _preparation(config), *tensors)
+
+
+def start_weights(config: RunConfig) -> Weights | None:
+    """The weights that `model.start` names, if it names any; InputError when they are not of the run's encoder."""
+    if config.model.start is None:
+        return None
+    wanted = config.model.encoder
+    found = read_weights(config.model.start.expanduser(), heads=wanted.heads)
+    differing = [
+        f"model.encoder.{key}={getattr(wanted, key)}, but the weights are of {getattr(found.config, key)}"
+        for key in ("width", "depth", "heads", "patch_size", "mlp_ratio", "position_scale")
+        if not math.isclose(getattr(wanted, key), getattr(found.config, key), rel_tol=1e-6)
+    ]
+    if differing:
+        raise InputError(f"model.start: {config.model.start} is of another encoder:\n  " + "\n  ".join(differing))
+    return found
+
+
 def choose_device(name: str) -> torch.device:
     """The device of a name; auto takes a GPU if there is one, each rank its own. InputError when it is not there."""
     if name == "auto":
@@ -156,21 +184,38 @@ def build_encoder(config: RunConfig, checkpoint: Checkpoint | None, which: Which
         weights = VisionTransformer(config.model.encoder)
         name = "encoder" if which == "context" else "target_encoder"
         weights.load_state_dict(checkpoint.tensors(name, like=weights.state_dict()))
-    encoder = PretrainedEncoder(weights, config.data.size, config.data.mean, config.data.std)
+    encoder = PretrainedEncoder(
+        weights, config.data.size, config.data.mean, config.data.std, config.data.evaluation_crop
+    )
     return encoder.requires_grad_(False).eval()
 
 
-def load_encoder(
-    path: str | Path, *, encoder: Which = "target", checkpoint: Literal["last", "best", "untrained"] = "last"
-) -> PretrainedEncoder:
-    """The encoder of a run folder: images [B, 3, H, W] -> patch embeddings [B, N, D]; `.embed` -> [B, D].
+def _preparation(config: RunConfig) -> Preparation:
+    data = config.data
+    return Preparation(data.size, data.mean, data.std, data.evaluation_crop)
 
-    Images are uint8, or floats that `normalise` has prepared; any size that the patch size divides. encoder: the
-    target encoder, which is what the paper evaluates, or the context encoder. checkpoint: the last one, the one with
-    the best health metric, or untrained for the random start. Raises InputError without a run or checkpoint and
-    NoValidCheckpointError when none verifies.
+
+def load_encoder(
+    path: str | Path,
+    *,
+    encoder: Which = "target",
+    checkpoint: Literal["last", "best", "untrained"] = "last",
+    heads: int | None = None,
+) -> PretrainedEncoder:
+    """The encoder of a run, an export or foreign weights: images [B, 3, H, W] -> patches [B, N, D]; `.embed` -> [B, D].
+
+    path: a run folder; what `cjepa export` wrote as safetensors, transformers or timm; a folder of transformers'
+    IJepaModel; an I-JEPA checkpoint (.pth.tar) or other state dictionary of a vision transformer without class token
+    and with sin-cos positions. Nothing in a file is run. Images are uint8, or floats that `normalise` has prepared;
+    any size that the patch size divides. encoder: the target encoder, which is what the paper evaluates, or the
+    context encoder. checkpoint, of a run: the last one, the one with the best health metric, or untrained for the
+    random start. heads: number of attention heads, where a file does not name it and its width is that of no named
+    size. Raises InputError without a run, a checkpoint or weights that fit, and lists what does not;
+    NoValidCheckpointError when no checkpoint verifies.
     """
-    run = Path(path)
-    config = read_config(run)
-    found = None if checkpoint == "untrained" else find_checkpoint(run, checkpoint)
+    place = Path(path)
+    if holds_weights(place):
+        return PretrainedEncoder.of(open_weights(place, heads), encoder)
+    config = read_config(place)
+    found = None if checkpoint == "untrained" else find_checkpoint(place, checkpoint)
     return build_encoder(config, found, encoder)

@@ -4,10 +4,7 @@ Exit codes are those of cjepa.errors: 0 done, 2 bad input or configuration, 3 di
 valid, 75 stopped early and resumable. torch is imported inside the commands, so that `cjepa --help` answers at once.
 """
 
-import logging
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -15,10 +12,11 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cjepa import __version__
+from cjepa.cli_terminal import messages_on_terminal, print_table
 from cjepa.errors import CjepaError, InputError, NoValidCheckpointError, StoppedEarly
 
 if TYPE_CHECKING:
-    from cjepa.runs import Evaluation
+    from cjepa.evaluation import Evaluation
 
 
 class _Commands(TyperGroup):
@@ -26,7 +24,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _messages_on_terminal():
+            with messages_on_terminal():
                 return super().invoke(ctx)
         except StoppedEarly as stopped:
             typer.echo(str(stopped), err=True)
@@ -46,6 +44,15 @@ class _PretrainCommand(TyperCommand):
         from cjepa.cli_text import config_help
 
         return f"{super().get_help(ctx)}\n\n{config_help()}"
+
+
+class _ExportCommand(TyperCommand):
+    """Its help documents the formats and their keys."""
+
+    def get_help(self, ctx: Any) -> str:
+        from cjepa.cli_text import export_help
+
+        return f"{super().get_help(ctx)}\n\n{export_help()}"
 
 
 class _EvaluateCommand(TyperCommand):
@@ -73,6 +80,9 @@ Origin = Annotated[
 ]
 Changes = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to single keys.", show_default=False)
+]
+Weights = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, or weights: an export, an I-JEPA checkpoint, ...")
 ]
 RunToCheck = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run folder to check.", show_default=False)]
 
@@ -122,17 +132,21 @@ def pretrain(
     from cjepa.cli_text import outcome_table, outcome_text
     from cjepa.config.presets import resolve
     from cjepa.ranks import is_first
-    from cjepa.runs import PICTURES, draw_pictures
+    from cjepa.runs import PICTURES, draw_pictures, write_report
     from cjepa.runs import pretrain as run
 
     folder = out or Path("runs") / Path(origin).stem
-    outcome = run(resolve(origin, changes or []), folder, allow_change or [])
+    config = resolve(origin, changes or [])
+    outcome = run(config, folder, allow_change or [])
     if not is_first():
         return
-    _print(outcome_table(outcome))
+    print_table(outcome_table(outcome))
     typer.echo(outcome_text(outcome))
+    typer.echo("drawing", err=True)
     draw_pictures({"trained": folder}, folder / PICTURES)
     typer.echo(f"pictures: {folder / PICTURES}")
+    if config.logging.report:
+        typer.echo(f"report: {write_report({folder.resolve().name: folder})}")
 
 
 @app.command(short_help="What a run needs and how long it takes, before it starts.")
@@ -158,10 +172,10 @@ def plan(
     typer.echo(plan_text(make_plan(resolve(origin, changes or []), device, world_size, images)))
 
 
-@app.command(cls=_EvaluateCommand, short_help="Evaluate the frozen encoder of a run.")
+@app.command(cls=_EvaluateCommand, short_help="Evaluate the encoder of a run.")
 def evaluate(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The evaluation: knn or linear.")],
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The evaluation; see below.")],
+    run: Weights,
     changes: Changes = None,
     encoder: Annotated[str, typer.Option(help="Which encoder: target or context.")] = "target",
     checkpoint: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
@@ -170,10 +184,10 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
-    """Evaluate the frozen encoder of RUN beside what it has to beat: cjepa evaluate knn RUN k=[20].
+    """Evaluate the encoder of RUN beside what it has to beat: cjepa evaluate knn RUN k=[20].
 
-    That is raw pixels, colour statistics and the untrained encoder. Every result is a line of RUN/evaluations.jsonl,
-    and none is computed twice.
+    That is the untrained encoder and, for evaluations of pooled features, raw pixels and colour statistics. Every
+    result is a line of RUN/evaluations.jsonl, and none is computed twice. Interrupted, the same command continues.
     """
     from cjepa.build import When, Which
     from cjepa.cli_text import results_table, results_text
@@ -187,8 +201,88 @@ def evaluate(
         images=images,
         device=device,
     )
-    _print(results_table(results))
+    print_table(results_table(results))
     typer.echo(results_text(results, run))
+
+
+@app.command(cls=_ExportCommand, short_help="Write an encoder in the format of another library.")
+def export(
+    run: Weights,
+    out: Annotated[Path, typer.Option(help="The folder to write, new or empty.")],
+    changes: Changes = None,
+    name: Annotated[
+        str, typer.Option("--format", help="safetensors, transformers, timm, onnx or torch-export.")
+    ] = "safetensors",
+    encoder: Annotated[str, typer.Option(help="Which encoder: target or context.")] = "target",
+    checkpoint: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
+    licence: Annotated[
+        str, typer.Option(help="Identifier of the weights' licence, for the model card.", show_default=False)
+    ] = "",
+) -> None:
+    """Write the encoder of RUN with a model card: cjepa export RUN --format timm --out DIR.
+
+    What was written is opened again by the library it is for, and has to give the same numbers; the largest difference
+    is printed. When it is off, nothing is left and the exit code is 2.
+    """
+    from cjepa.build import When, Which
+    from cjepa.cli_text import export_text
+    from cjepa.export import ExportConfig
+    from cjepa.runs import export_run
+
+    written = export_run(
+        run,
+        _variant("format", ExportConfig, name, changes or []),
+        out,
+        which=_one_of("--encoder", encoder, get_args(Which)),
+        checkpoint=_one_of("--checkpoint", checkpoint, get_args(When)),
+        licence=licence,
+    )
+    typer.echo(export_text(written))
+
+
+@app.command(short_help="Embed all images of a folder, list or shards.")
+def embed(
+    run: Weights,
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder, list or shards of images.")],
+    out: Annotated[Path, typer.Option(help="The file to write: .npy, .parquet or .safetensors.")],
+    features: Annotated[str, typer.Option(help="pooled, patches or both.")] = "pooled",
+    image_size: Annotated[
+        str, typer.Option(help="Side, or HEIGHTxWIDTH, in pixels.", show_default="that of the training")
+    ] = "",
+    encoder: Annotated[str, typer.Option(help="Which encoder: target or context.")] = "target",
+    checkpoint: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16; embeddings are float32.")] = "float32",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images, 0 for the main one.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+) -> None:
+    """Embed all images with the encoder of RUN: cjepa embed RUN IMAGES --out embeddings.npy.
+
+    Row i is image i, in the order of the names that are written too. An image that cannot be read has an empty row
+    (NaN, in .parquet null) and a line in a .unreadable.jsonl. When interrupted, the same command continues.
+    """
+    from cjepa.build import When, Which
+    from cjepa.cli_text import embedded_text
+    from cjepa.embedding import Features
+    from cjepa.runs import EmbeddingJob, embed_images
+
+    job = EmbeddingJob(
+        _one_of("--features", features, get_args(Features)),
+        _size(image_size),
+        batch_size,
+        _one_of("--precision", precision, ("float32", "bfloat16")),
+    )
+    embedded = embed_images(
+        run,
+        images,
+        out,
+        job,
+        which=_one_of("--encoder", encoder, get_args(Which)),
+        checkpoint=_one_of("--checkpoint", checkpoint, get_args(When)),
+        device=device,
+        workers=workers,
+    )
+    typer.echo(embedded_text(embedded))
 
 
 @app.command(short_help="Train on images that are already here, in minutes.")
@@ -205,7 +299,7 @@ def demo(
     from cjepa.runs import run_demo
 
     shown = run_demo(out, changes or [])
-    _print(demo_table(shown))
+    print_table(demo_table(shown))
     typer.echo(demo_text(shown))
 
 
@@ -250,6 +344,47 @@ def shard(
         raise InputError("name the folder to write the shards into: cjepa shard IMAGES OUT")
     packing = Packing(size, _one_of("--format", image_format, get_args(Format)), images_per_shard)
     typer.echo(sharded_text(shard_images(data_of(images, changes or []), out, packing, workers), f"data={out}"))
+
+
+@app.command(short_help="Write one HTML page about one or several runs.")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders; several are compared.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write.", show_default="RUN/report/index.html of the first run")
+    ] = None,
+) -> None:
+    """One HTML page that holds everything: verdict, curves, what the encoders see, masks, data, comparison.
+
+    It needs no network and opens from the disk. Runs that differ by their seed alone become one curve with a band.
+    A run that is missing pieces has a page of what there is.
+    """
+    from cjepa.runs import name_runs, write_report
+
+    typer.echo(f"report: {write_report(name_runs(runs), out)}")
+
+
+@app.command(short_help="Draw single pictures of what a run's encoders see.")
+def visualize(
+    picture: Annotated[str, typer.Argument(metavar="PICTURE", help="attention, pca, masks or neighbours.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="An image or a folder; the first 8 are shown.")],
+    out: Annotated[Path, typer.Option(help="The folder to write into.")] = Path(),
+    checkpoint: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+) -> None:
+    """A PNG and an SVG of what the encoders of RUN make of IMAGES: cjepa visualize attention RUN IMAGES --out DIR.
+
+    attention: what each patch receives in the last block. pca: patch features as colours. masks: context and targets.
+    neighbours: the most similar training images.
+    """
+    from cjepa.build import When
+    from cjepa.runs import Picture
+    from cjepa.runs import visualize as draw
+
+    chosen = _one_of("PICTURE", picture, get_args(Picture))
+    when = _one_of("--checkpoint", checkpoint, get_args(When))
+    for path in draw(chosen, run, images, out, checkpoint=when, device=device):
+        typer.echo(str(path))
 
 
 @app.command(short_help="Check this machine, or the checkpoints of a run.")
@@ -309,51 +444,32 @@ def schema() -> None:
 
 
 def _evaluation(name: str, changes: Sequence[str]) -> "Evaluation":
-    from cjepa.config import apply_overrides, nearest_first, parse, parts_of, variant_name
     from cjepa.evaluation import EvaluationConfig
 
-    parts = {variant_name(part) or "": part for part in parts_of(EvaluationConfig)}
+    return cast("Evaluation", _variant("evaluation", EvaluationConfig, name, changes))
+
+
+def _variant(kind: str, union: Any, name: str, changes: Sequence[str]) -> Any:
+    """The config of a named variant after the changes."""
+    from cjepa.config import apply_overrides, nearest_first, parse, parts_of, variant_name
+
+    parts = {variant_name(part) or "": part for part in parts_of(union)}
     if name not in parts:
-        raise InputError(f"there is no evaluation {name}; it is one of {', '.join(nearest_first(name, parts))}")
-    return cast("Evaluation", parse(parts[name], apply_overrides(parts[name], {}, changes)))
+        raise InputError(f"there is no {kind} {name}; it is one of {', '.join(nearest_first(name, parts))}")
+    return parse(parts[name], apply_overrides(parts[name], {}, changes))
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    """Height and width of "224" or "224x336"; None for the encoder's own."""
+    if not text:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and 0 < len(side) < 6 and int(side) > 0 for side in sides):
+        raise InputError(f"--image-size {text}: write a side in pixels, or HEIGHTxWIDTH, such as 224x336")
+    return int(sides[0]), int(sides[-1])
 
 
 def _one_of(option: str, given: str, choices: tuple[Any, ...]) -> Any:
     if given not in choices:
         raise InputError(f"{option} {given}: it is one of {', '.join(choices)}")
     return given
-
-
-def _print(table: object) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.width = min(console.width, 80)
-    console.print(table)
-
-
-class _Terminal(logging.Handler):
-    """Messages on standard error, looked up for each one: the live line redirects it while it is open."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        warning = "warning: " if record.levelno >= logging.WARNING else ""
-        print(f"{warning}{record.getMessage()}", file=sys.stderr, flush=True)
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """One of many ranks speaks for all. A choice of regularisation and the like belong into a log only."""
-        from cjepa.ranks import is_first
-
-        return is_first() and (record.levelno > logging.INFO or not record.name.startswith("cjepa.evaluation"))
-
-
-@contextmanager
-def _messages_on_terminal() -> Iterator[None]:
-    handler, package = _Terminal(), logging.getLogger("cjepa")
-    level = package.level
-    package.addHandler(handler)
-    package.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        package.setLevel(level)
-        package.removeHandler(handler)

@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -12,13 +13,15 @@ from cjepa.config import RunConfig, describe_keys, parts_of, variant_name
 from cjepa.config.help import REQUIRED, KeyHelp
 from cjepa.config.presets import preset_names, preset_summary
 from cjepa.evaluation import EvaluationConfig
-from cjepa.runs import Demo, Diagnosis, Outcome, Plan, Replayed, Result, Sharded
+from cjepa.export import Export, ExportConfig
+from cjepa.runs import Demo, Diagnosis, Embedded, Outcome, Plan, Replayed, Result, Sharded
 from cjepa.types import Part
 
 WIDTH = 80
 _SHOWN = 6
 """Names that are listed before the rest is left out."""
-_BASELINES = ("raw pixels", "colour statistics")
+_ENCODERS = ("untrained", "target", "context")
+_COUNTED = {"train_images": "training", "test_images": "test images", "sequences": "sequences", "frames": "frames"}
 
 
 def config_help() -> str:
@@ -36,9 +39,18 @@ def config_help() -> str:
 
 def evaluation_help() -> str:
     """The keys of every evaluation."""
-    lines = ["Keys of the evaluations with their defaults:"]
-    for part in parts_of(EvaluationConfig):
-        lines += ["", f"{variant_name(part)}: {_sentence(part)}"]
+    return _variants_help("Keys of the evaluations with their defaults:", EvaluationConfig)
+
+
+def export_help() -> str:
+    """The formats of an export and their keys."""
+    return _variants_help("Formats, and their keys with their defaults:", ExportConfig)
+
+
+def _variants_help(title: str, union: Any) -> str:
+    lines = [title]
+    for part in parts_of(union):
+        lines += ["", *_wrapped(f"{variant_name(part)}: {_sentence(part)}")]
         lines += [line for row in describe_keys(part) if row.key != "name" for line in _key_lines(row)]
     return "\n".join(lines)
 
@@ -103,17 +115,17 @@ def outcome_text(outcome: Outcome) -> str:
 
 def results_table(results: Sequence[Result]) -> Table:
     """One row for each kind of features, what is to beat first."""
-    table = _table("features", f"{results[0].name}, percent of the test images")
+    table = _table("features", f"{results[0].name}, percent")
     names = list(results[0].values)
     for name in names:
         table.add_column(name, justify="right")
     for result in results:
-        table.add_row(_features(result), *(f"{result.values[name]:.1f}" for name in names))
+        table.add_row(_features(result), *(_number(result.values[name]) for name in names))
     return table
 
 
 def _features(result: Result) -> str:
-    if result.encoder in _BASELINES:
+    if result.encoder not in _ENCODERS:
         return result.encoder
     return f"{result.encoder} encoder" + (f", step {result.step}" if result.step else "")
 
@@ -121,9 +133,29 @@ def _features(result: Result) -> str:
 def results_text(results: Sequence[Result], run: Path) -> str:
     """The protocol in words, and where the lines are."""
     protocol = results[0].protocol
-    height, width = protocol["image_size"]
-    counted = f"{protocol['train_images']:,} training and {protocol['test_images']:,} test images"
-    return f"{counted} of {protocol['classes']} classes, {height} x {width} pixels\nkept in {run / 'evaluations.jsonl'}"
+    counted = " and ".join(f"{protocol[key]:,} {words}" for key, words in _COUNTED.items() if key in protocol)
+    if "classes" in protocol:
+        counted += f" of {protocol['classes']} classes"
+    if "image_size" in protocol:
+        height, width = protocol["image_size"]
+        counted += f", {height} x {width} pixels"
+    return f"{counted}\nkept in {run / 'evaluations.jsonl'}"
+
+
+def export_text(written: Export) -> str:
+    """The largest differences, what was written, and how it is opened."""
+    lines = [f"parity: {each}" for each in written.differences]
+    lines += [f"written: {', '.join(written.files)}", f"folder: {written.folder}", "", "In Python:", ""]
+    return "\n".join(lines + [f"    {line}".rstrip() for line in written.usage.split("\n")])
+
+
+def embedded_text(embedded: Embedded) -> str:
+    """How many images, how fast, what could not be read, and the files."""
+    rate = f"{embedded.computed / embedded.seconds:.1f} images/s" if embedded.computed else "all from an earlier call"
+    lines = [f"{embedded.images:,} images, {rate}"]
+    if embedded.unreadable:
+        lines.append(f"{embedded.unreadable} could not be read: their rows are empty, and the .jsonl says why")
+    return "\n".join(lines + [f"written: {path}" for path in embedded.files])
 
 
 def demo_table(demo: Demo) -> Table:
@@ -143,6 +175,7 @@ def demo_text(demo: Demo) -> str:
     lines = _wrapped(demo.conclusion)
     lines += ["", *_wrapped(f"C-JEPA: {demo.cjepa.verdict}"), *_wrapped(f"I-JEPA: {demo.ijepa.verdict}")]
     lines += ["", f"run folders: {demo.cjepa.folder}, {demo.ijepa.folder}", f"pictures: {demo.pictures[0].parent}"]
+    lines.append(f"report: {demo.report} (open it in a browser)")
     return "\n".join(lines)
 
 

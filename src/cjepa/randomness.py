@@ -24,6 +24,7 @@ class Stream(IntEnum):
     SLICES = 6
     MASK_SUBSETS = 7
     MASK_PROBES = 8
+    FITTING = 9
 
 
 def uniform_rows(seed: int, stream: Stream, step: int, first: int, count: int, width: int) -> npt.NDArray[np.float64]:

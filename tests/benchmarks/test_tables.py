@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import demo, presets, step
+from benchmarks import demo, evaluations, features, presets, step
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = {
     "README.md": {demo.RESULTS: lambda: [demo.table(demo.RESULTS)]},
+    "docs/evaluation.md": {
+        evaluations.RESULTS: lambda: [evaluations.report()],
+        features.RESULTS: lambda: [features.report()],
+    },
     "docs/results.md": {
         demo.RESULTS: lambda: [demo.table(demo.RESULTS), demo.differences(demo.RESULTS)],
         presets.RESULTS: lambda: [presets.report()],

@@ -12,7 +12,7 @@ from cjepa.errors import InputError
 
 def test_the_presets_that_are_promised_exist() -> None:
     paper = {f"imagenet-vit-{size}" for size in "tsbl"}
-    assert set(preset_names()) == {"demo", "cifar10", "small-96", "small-224"} | paper
+    assert set(preset_names()) == {"demo", "camvid", "cifar10", "cifar10-small", "small-96", "small-224"} | paper
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -72,7 +72,7 @@ def test_a_file_wins_over_nothing_and_a_preset_over_a_file(tmp_path: Path, monke
     [
         ("cifar", "did you mean cifar10"),
         ("imagenet-vit-x", "did you mean imagenet-vit-"),
-        ("zebra", "presets are cifar10, demo"),
+        ("zebra", "presets are camvid, cifar10, cifar10-small"),
         ("missing.yaml", "cannot read missing.yaml"),
         (".", "is a folder; give a preset"),
     ],

@@ -10,7 +10,7 @@ from torch import Tensor
 from cjepa.masking import MultiblockConfig, build_sampler
 from cjepa.models import JEPA, EncoderConfig, ModelConfig
 from cjepa.models.predictor import PredictorConfig
-from cjepa.objectives import AnyObjectiveConfig, Objective, ObjectiveConfig, build_objective
+from cjepa.objectives import AnyObjectiveConfig, Objective, ObjectiveConfig, build_objective, term_weights
 from cjepa.types import Embeddings, Loss
 
 VARIANTS: tuple[type[AnyObjectiveConfig], ...] = get_args(get_args(ObjectiveConfig)[0])
@@ -60,6 +60,14 @@ def test_the_loss_is_a_finite_scalar_and_its_terms_are_detached(config: AnyObjec
         assert term.shape == (), name
         assert term.isfinite(), name
         assert not term.requires_grad, name
+
+
+def test_the_weighted_terms_add_up_to_the_loss(config: AnyObjectiveConfig) -> None:
+    loss = build(config)(embeddings(), 0)
+    weights = term_weights(config)
+    assert weights.keys() <= loss.terms.keys()
+    assert loss.terms.keys() - weights.keys() <= {"vicreg"}
+    torch.testing.assert_close(sum(weight * loss.terms[name] for name, weight in weights.items()), loss.total)
 
 
 def test_the_gradient_reaches_what_it_should(config: AnyObjectiveConfig) -> None:

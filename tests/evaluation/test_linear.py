@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from cjepa.errors import InputError
 from cjepa.evaluation.features import LabelledFeatures
-from cjepa.evaluation.linear import LinearConfig, _validation, linear_accuracy
+from cjepa.evaluation.linear import LinearConfig, linear_accuracy, validation_images
 
 
 @cache
@@ -110,7 +110,7 @@ def test_is_deterministic() -> None:
 
 def test_the_validation_choice_is_stratified() -> None:
     labels = np.array([0] * 100 + [1] * 10 + [2] * 2 + [3])
-    held_out = _validation(labels, 0.1)
+    held_out = validation_images(labels, 0.1)
     assert np.bincount(labels[held_out], minlength=4).tolist() == [10, 1, 1, 0]
     assert not held_out[:10].all(), "the first images would be one photograph or one camera"
 

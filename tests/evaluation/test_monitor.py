@@ -1,17 +1,25 @@
 """The cheap evaluation during training: which images it takes, and what it does where labels are missing or rare."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
 from cjepa.build import build_model, build_stream
+from cjepa.config import RunConfig, dump_yaml, load_yaml, parse
+from cjepa.config.presets import resolve
 from cjepa.data import Splits
+from cjepa.errors import InputError
+from cjepa.evaluation.linear import LinearConfig
 from cjepa.evaluation.monitor import Monitor
+from cjepa.evaluation.retrieval import RetrievalConfig
 from tests.training.conftest import Textures, tiny_config
 
 CPU = torch.device("cpu")
 
 
-def monitor(train: Textures, test: Textures | None, **limits: int) -> Monitor:
+def monitor(train: Textures, test: Textures | None, **limits: object) -> Monitor:
     config = tiny_config(monitor=limits) if limits else tiny_config()
     splits = Splits(train, test)
     return Monitor(config.monitor, config.data, splits, build_stream(config, splits), CPU, "float32")
@@ -69,3 +77,21 @@ def test_labels_of_the_training_images_are_split_where_there_are_no_test_images(
     held_out = monitor(Textures(64), None)
     assert held_out.quality == "knn_20_centred"
     assert 20 < held_out.count < 90
+
+
+def test_evaluations_of_the_command_serve_while_training(caplog: pytest.LogCaptureFixture) -> None:
+    evaluations = (LinearConfig(inverse_regularisation=(0.1,)), RetrievalConfig(k=(1,)), RetrievalConfig(k=(10**6,)))
+    given = [evaluation.model_dump(mode="json") for evaluation in evaluations]
+    values = monitor(Textures(32), Textures(16, seed=1), evaluations=given).measure(build_model(tiny_config()))
+    assert {"linear", "retrieval_recall_1", "knn_20_centred"} <= set(values)
+    assert "retrieval is left out: k: there are only" in caplog.text, "what cannot be measured must not end a run"
+
+
+def test_evaluations_are_part_of_the_config(tmp_path: Path) -> None:
+    changes = ["monitor.evaluations=[{name: linear, inverse_regularisation: [0.1]}]"]
+    config = resolve("demo", changes)
+    assert config.monitor.evaluations == (LinearConfig(inverse_regularisation=(0.1,)),)
+    (tmp_path / "again.yaml").write_text(dump_yaml(config))
+    assert parse(RunConfig, load_yaml(tmp_path / "again.yaml")) == config
+    with pytest.raises(InputError, match="leave pooling out"):
+        resolve("demo", ["monitor.evaluations=[{name: linear, pooling: {layers: 2}}]"])

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cjepa.evaluation.representation import dimension_std, effective_rank, explained_variance, singular_values
+from cjepa.evaluation.representation import (
+    dimension_std,
+    effective_rank,
+    explained_variance,
+    position_errors,
+    singular_values,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -147,3 +153,18 @@ def test_targets_that_only_position_decides_score_zero() -> None:
 def test_one_image_scores_zero() -> None:
     target, positions, _ = blocks(images=1)
     assert explained_variance(target, target, positions) == 0
+
+
+def test_position_errors_equal_a_loop_and_are_missing_where_nothing_is_predicted() -> None:
+    predicted, target = normal(3, 2, 4, 5), normal(3, 2, 4, 5, seed=1)
+    positions = torch.randint(0, 9, (3, 2, 4), generator=torch.Generator().manual_seed(2))
+    found = position_errors(predicted, target, positions, 12)
+    for place in range(12):
+        errors = [
+            float((predicted[index] - target[index]).square().mean())
+            for index in np.ndindex(3, 2, 4)
+            if positions[index] == place
+        ]
+        assert bool(found[place].isnan()) == (not errors)
+        if errors:
+            assert float(found[place]) == pytest.approx(np.mean(errors), rel=1e-5)

@@ -40,7 +40,7 @@ def run_script(file: str, folder: Path, *before: str) -> Row:
         check=False,
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=280,
+        timeout=800,
     )
     assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-6000:]
     result: Row = json.loads(answer.stdout.splitlines()[-1])

@@ -17,6 +17,8 @@ from cjepa.training import trainer
 from tests.faults.forks import Place, Row, run_script
 
 ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.timeout(900)  # the script behind the tests; half a minute on a quiet machine
 LONG = ("training.epochs=14", "training.checkpoint_every=1", "training.evaluate_every=14")
 """42 steps, with a checkpoint after every third."""
 

@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cjepa.models import attention
-from cjepa.models.attention import attend, attention_weights
+from cjepa.models.attention import attend, attention_received, attention_weights
+from cjepa.models.vit import EncoderConfig, VisionTransformer
 
 
 def queries_keys_values(queries: int, keys: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,3 +54,38 @@ def test_weights_are_positive_and_each_row_sums_to_one() -> None:
 def test_weights_of_large_scores_do_not_overflow() -> None:
     query = torch.full((1, 1, 2, 4), 1e4)
     assert attention_weights(query, query).tolist() == [[[[0.5, 0.5], [0.5, 0.5]]]]
+
+
+def encoder_and_images() -> tuple[VisionTransformer, Tensor]:
+    encoder = VisionTransformer(EncoderConfig(width=16, depth=3, heads=4, patch_size=4))
+    encoder.initialise(torch.Generator().manual_seed(0))
+    for parameter in encoder.parameters():  # far from uniform attention
+        parameter.data.mul_(6.0)
+    return encoder.double(), torch.randn(2, 3, 12, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@torch.no_grad()
+def test_the_last_block_rebuilt_from_its_weights_equals_the_encoder() -> None:
+    encoder, images = encoder_and_images()
+    embeddings, weights = encoder.with_attention(images)
+    assert weights.shape == (2, 4, 6, 6)
+    assert weights.std() > 0.05, "uniform weights would hide an error"
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 4, 6, dtype=torch.float64))
+    tokens = encoder.embed_patches(images)
+    for block in encoder.blocks[:-1]:
+        tokens = block(tokens)
+    last = encoder.blocks[-1]
+    value = last.attn.qkv(last.norm1(tokens))[..., 32:].reshape(2, 6, 4, 4).transpose(1, 2)
+    tokens = tokens + last.attn.proj((weights @ value).transpose(1, 2).reshape(2, 6, 16))
+    rebuilt = encoder.norm(tokens + last.mlp(last.norm2(tokens)))
+    torch.testing.assert_close(embeddings, encoder(images))  # which takes the fused kernel
+    torch.testing.assert_close(rebuilt, encoder(images))
+
+
+def test_attention_received_is_the_column_mean_and_sums_to_one() -> None:
+    query, key, _ = queries_keys_values(6, 6)
+    weights = attention_weights(query, key)
+    received = attention_received(weights)
+    expected = sum(weights[:, head, row] for head in range(3) for row in range(6)) / 18
+    torch.testing.assert_close(received, expected)
+    torch.testing.assert_close(received.sum(dim=1), torch.ones(2))

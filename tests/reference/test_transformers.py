@@ -1,43 +1,14 @@
 """The encoder against transformers' IJepaModel with the same weights."""
 
-import re
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-from cjepa.models import EncoderConfig, VisionTransformer  # noqa: E402
-from cjepa.models.positions import sincos_positions  # noqa: E402
-
-CONFIG = EncoderConfig(width=48, depth=3, heads=4, patch_size=4)
-OURS = {
-    r"embeddings\.patch_embeddings\.projection": "patch_projection",
-    r"(?:encoder\.layer|layers)\.(\d+)\.layernorm_before": r"blocks.\1.norm1",
-    r"(?:encoder\.layer|layers)\.(\d+)\.layernorm_after": r"blocks.\1.norm2",
-    r"(?:encoder\.layer|layers)\.(\d+)\.attention\.(?:attention\.query|q_proj)": r"blocks.\1.attn.qkv[0]",
-    r"(?:encoder\.layer|layers)\.(\d+)\.attention\.(?:attention\.key|k_proj)": r"blocks.\1.attn.qkv[1]",
-    r"(?:encoder\.layer|layers)\.(\d+)\.attention\.(?:attention\.value|v_proj)": r"blocks.\1.attn.qkv[2]",
-    r"(?:encoder\.layer|layers)\.(\d+)\.attention\.(?:output\.dense|o_proj)": r"blocks.\1.attn.proj",
-    r"(?:encoder\.layer|layers)\.(\d+)\.(?:intermediate\.dense|mlp\.fc1)": r"blocks.\1.mlp.fc1",
-    r"(?:encoder\.layer|layers)\.(\d+)\.(?:output\.dense|mlp\.fc2)": r"blocks.\1.mlp.fc2",
-    r"layernorm": "norm",
-}
-"""Names of transformers' modules, of version 4 and 5, and of ours; [k] is the k-th third of the rows."""
-
-
-def ours_of(name: str) -> str:
-    """Our name of one of their parameters."""
-    module, _, kind = name.rpartition(".")
-    matches = [re.sub(pattern, own, module) for pattern, own in OURS.items() if re.fullmatch(pattern, module)]
-    assert len(matches) == 1, f"{name} has {len(matches)} counterparts"
-    return re.sub(r"(.*?)(\[\d\])?$", rf"\1.{kind}\2", matches[0], count=1)
-
-
-def value(weights: dict[str, Tensor], name: str) -> Tensor:
-    third = re.fullmatch(r"(.+)\[(\d)\]", name)
-    return weights[third[1]].chunk(3)[int(third[2])] if third else weights[name]
+from cjepa.models import VisionTransformer  # noqa: E402
+from cjepa.models.weights.names import from_transformers, to_transformers  # noqa: E402
+from tests.encoders import transformer as encoder  # noqa: E402
 
 
 def peer(encoder: VisionTransformer, height: int, width: int) -> nn.Module:
@@ -59,27 +30,12 @@ def peer(encoder: VisionTransformer, height: int, width: int) -> nn.Module:
             qkv_bias=True,
         )
     )
-    weights, used = encoder.state_dict(), set()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name == "embeddings.position_embeddings":
-                grid = (height // config.patch_size, width // config.patch_size)
-                parameter.copy_(sincos_positions(*grid, config.width)[None])
-            else:
-                used.add(re.sub(r"\[\d\]$", "", ours_of(name)))
-                parameter.copy_(value(weights, ours_of(name)).reshape(parameter.shape))
-    assert used == set(weights)
+    names = [name for name, _ in model.named_parameters()]
+    grid = (height // config.patch_size, width // config.patch_size)
+    model.load_state_dict(to_transformers(encoder.state_dict(), names, config, grid))  # strict
+    back = from_transformers(dict(model.named_parameters()))
+    assert back.keys() - {"embeddings.position_embeddings"} == encoder.state_dict().keys()
     return model.eval()
-
-
-def encoder() -> VisionTransformer:
-    """With weights far from the small ones of the start, so that nothing is hidden by small branches."""
-    built = VisionTransformer(CONFIG)
-    generator = torch.Generator().manual_seed(0)
-    built.initialise(generator)
-    for parameter in built.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return built
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (16, 32)])

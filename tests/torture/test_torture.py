@@ -31,6 +31,7 @@ def torture(*arguments: object) -> str:
     return answer.stdout
 
 
+@pytest.mark.timeout(900)  # a minute on a quiet machine
 def test_a_few_kills_and_every_damage() -> None:
     shown = torture("--kills", 4, "--sabotages", len(DAMAGES), "--real", 1)
     assert int(shown.split(" SIGKILLs")[0].rpartition(" ")[2]) >= 4

@@ -36,7 +36,7 @@ class EvaluationImages(Dataset[Tensor]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 H W"]:
-        image = _load(self.source, index)
+        image = load_readable(self.source, index)
         return torch.from_numpy(centre_crop(image, self.config.size, self.config.evaluation_crop))
 
 
@@ -52,7 +52,7 @@ class TwoCrops(Dataset[Tensor]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "2 3 H W"]:
-        image = _load(self.source, index)
+        image = load_readable(self.source, index)
         draws = uniform_rows(self.seed, Stream.EVALUATION, _TWO_CROPS, 2 * index, 2, DRAWS).tolist()
         config = self.config
         crops = [
@@ -61,7 +61,7 @@ class TwoCrops(Dataset[Tensor]):
         return torch.from_numpy(np.stack(crops))
 
 
-def _load(source: ImageSource, index: int) -> Image.Image:
+def load_readable(source: ImageSource, index: int) -> Image.Image:
     """The image, or the next readable one of the same label, continued at the start."""
     if not 0 <= index < len(source):
         raise IndexError(index)  # ends iteration over a Dataset

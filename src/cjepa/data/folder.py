@@ -17,6 +17,12 @@ TEST_NAMES = ("test", "val", "validation")
 """Names of a test folder beside `train`; the first that exists is used."""
 
 
+_HINTS = {
+    ".tar": "; tar shards need an index: cjepa shard --index-only FOLDER",
+    ".parquet": "; Parquet files are read with data.source.name=parquet data.source.path=FOLDER",
+}
+
+
 class FolderConfig(Part):
     """A folder of images, nested in any way; see open_folder for what its subfolders mean."""
 
@@ -126,6 +132,7 @@ def _found_images(root: Path, at_least: int = 2) -> _Found:
     if not len(found.files):
         raise InputError(
             f"data: {root} holds no images{_what_else(others)}; give a folder of {', '.join(EXTENSIONS)} files"
+            + "".join(hint for extension, hint in _HINTS.items() if extension in others)
         )
     if len(found.files) < at_least:
         only = printable(found.files.names().raw(0))

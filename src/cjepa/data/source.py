@@ -1,7 +1,7 @@
 """What every source of images offers, and how a source is split for evaluation."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -72,6 +72,29 @@ class Subset:
     def load(self, index: int) -> Image.Image:
         """The image in mode RGB; raises UnreadableImageError."""
         return self.source.load(int(self.indices[index]))
+
+
+class Joined:
+    """Several sources one after the other, the names of each below its own; without labels."""
+
+    def __init__(self, sources: Mapping[str, ImageSource]) -> None:
+        self.sources = tuple(sources.values())
+        self.names = [f"{part}/{name}" for part, source in sources.items() for name in source.names]
+        self.labels = np.full(len(self.names), NO_LABEL, dtype=np.int64)
+        self.classes: tuple[str, ...] = ()
+        joined = "".join(f"{part} {source.fingerprint}\n" for part, source in sources.items())
+        self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def load(self, index: int) -> Image.Image:
+        """The image in mode RGB; raises UnreadableImageError."""
+        for source in self.sources:
+            if index < len(source):
+                return source.load(index)
+            index -= len(source)
+        raise IndexError(index)
 
 
 def labelled_only(source: ImageSource) -> ImageSource:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch.utils.data import Dataset
 from cjepa.data import EvaluationImages, TwoCrops
 from cjepa.data.loader import PATIENCE, Noted, Notes, load
 from cjepa.errors import DivergedError, InputError
+from cjepa.evaluation.pooling import LAST_LAYER, PoolingConfig, pooled
+from cjepa.evaluation.storage import FeatureStore, row_blocks
 from cjepa.models.pretrained import normalise
 
 RESOLUTION = 1e-6
@@ -65,6 +68,8 @@ def extract_features(
     workers: int = 0,
     patience: float = PATIENCE,
     progress: Callable[[int], None] | None = None,
+    pooling: PoolingConfig = LAST_LAYER,
+    scratch: Path | None = None,
 ) -> Float[Tensor, "n *views D"]:
     """Mean over the patches of the encoder's output for every image, in order, float32 on the CPU.
 
@@ -72,12 +77,14 @@ def extract_features(
     mode and back. images: a map-style dataset or one tensor of uint8 items, each an image [3, H, W] or
     several views of one [V, 3, H, W]; then the features are [n, V, D]. mean, std: per channel, for pixels
     in [0, 1]. precision: of the forward pass (autocast); the mean over patches is float32. batch_size: items
-    at a time. workers: processes that load the dataset; patience: seconds after which they count as hung.
-    progress: called with the items done, every batch. Raises InputError without images, DivergedError if an
-    embedding is not finite, WorkerError if a worker dies or hangs.
+    at a time. workers: processes that load the dataset; patience: seconds after which they count as hung. progress:
+    called with the items done, every batch. pooling: of which layers, if not the last; then the encoder must be a
+    vision transformer. scratch: a folder; there features that do not fit into memory (storage.FITS) become a temporary
+    file, which the tensor maps and which goes with it. Raises InputError without images, DivergedError if an embedding
+    is not finite, WorkerError if a worker dies or hangs.
     """
-    features: list[Tensor] = []
-    done = 0
+    total = len(images)  # type: ignore[arg-type]  # a map-style dataset has a length
+    store, done = FeatureStore(total, scratch), 0
     with (
         torch.no_grad(),  # not inference mode, whose tensors FSDP could not reuse in the next training step
         _evaluation_mode(encoder),
@@ -86,17 +93,21 @@ def extract_features(
         for batch in _batches(images, batch_size, workers, device.type == "cuda", patience):
             assert batch.dtype == torch.uint8, f"images must be uint8, not {batch.dtype}"
             pixels = batch.flatten(0, -4).to(device, non_blocking=True)
-            patches = encoder(normalise(pixels, mean, std))
-            features.append(patches.float().mean(1).cpu().view(*batch.shape[:-3], patches.shape[-1]))
+            vectors = pooled(encoder, normalise(pixels, mean, std), pooling)
+            store.append(vectors.cpu().view(*batch.shape[:-3], vectors.shape[-1]))
             done += len(batch)
             if progress is not None:
                 progress(done)
     if done == 0:
         raise InputError("there is no image to extract features from; give at least one")
-    joined = torch.cat(features)
-    if not joined.isfinite().all():
+    joined = store.joined()
+    if not _finite(joined):
         raise DivergedError("the encoder's embeddings are not finite; evaluate an earlier checkpoint")
     return joined
+
+
+def _finite(features: Float[Tensor, "n *views D"]) -> bool:
+    return all(bool(block.isfinite().all()) for block in row_blocks(features))
 
 
 def constant_dimensions(features: Float[Tensor, "n D"]) -> Bool[Tensor, "D"]:
@@ -104,7 +115,7 @@ def constant_dimensions(features: Float[Tensor, "n D"]) -> Bool[Tensor, "D"]:
 
     A collapsed encoder's embeddings still differ in their last bits, and those bits depend on the image.
     """
-    size = features.square().mean().sqrt()
+    size = torch.linalg.vector_norm(features) / features.numel() ** 0.5
     return features.std(0, correction=0) <= RESOLUTION * size
 
 
@@ -128,7 +139,7 @@ class LabelledFeatures:
         assert self.train.shape[1] == self.test.shape[1], "train and test features differ in width"
         _check_labels("training", self.train_labels, self.classes)
         _check_labels("test", self.test_labels, self.classes)
-        if not (self.train.isfinite().all() and self.test.isfinite().all()):
+        if not (_finite(self.train) and _finite(self.test)):
             raise InputError("some features are not finite; extract them from a healthy checkpoint")
         known = set(self.train_labels.tolist())
         if len(known) < 2:
@@ -155,8 +166,15 @@ class LabelledFeatures:
         """From the labels of image sources: images without a label (-1) are left out."""
         train_index = torch.as_tensor(train_labels, dtype=torch.int64)
         test_index = torch.as_tensor(test_labels, dtype=torch.int64)
-        train_has, test_has = train_index != -1, test_index != -1
-        return cls(train[train_has], train_index[train_has], test[test_has], test_index[test_has], classes)
+        return cls(*_with_label(train, train_index), *_with_label(test, test_index), classes)
+
+
+def _with_label(
+    features: Float[Tensor, "n D"], labels: Int[Tensor, "n"]
+) -> tuple[Float[Tensor, "m D"], Int[Tensor, "m"]]:
+    """The features that have a label; themselves where all have, since a selection would copy them into memory."""
+    has = labels != -1
+    return (features, labels) if bool(has.all()) else (features[has], labels[has])
 
 
 def _check_labels(kind: str, labels: Int[Tensor, "n"], classes: tuple[str, ...]) -> None:

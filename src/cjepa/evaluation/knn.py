@@ -1,15 +1,18 @@
 """Weighted k-nearest-neighbour classification of frozen features."""
 
 import logging
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from cjepa.evaluation.features import LabelledFeatures, constant_dimensions
+from cjepa.evaluation.pooling import LAST_LAYER, PoolingConfig
+from cjepa.evaluation.storage import row_blocks
 from cjepa.types import Part
 
 _logger = logging.getLogger(__name__)
@@ -27,6 +30,8 @@ class KnnConfig(Part):
     """A neighbour of cosine similarity s votes with the weight exp(s / temperature)."""
     centre: bool = True
     """Also report the accuracy without the training mean, a large constant part that pooled features share."""
+    pooling: PoolingConfig = LAST_LAYER
+    """How patch embeddings become the features of an image."""
 
 
 def knn_accuracy(config: KnnConfig, features: LabelledFeatures) -> dict[str, float]:
@@ -36,13 +41,11 @@ def knn_accuracy(config: KnnConfig, features: LabelledFeatures) -> dict[str, flo
     after Wu et al. (2018): each neighbour votes with exp(cosine similarity / temperature). A k above the number of
     training images is cut to it, and a warning logged.
     """
-    accuracies = _accuracies(config, features, features.train, features.test)
+    accuracies = _accuracies(config, features, None)
     values = {f"knn_{k}": accuracy for k, accuracy in accuracies.items()}
     if config.centre:
-        mean = features.train.mean(0)
-        varies = ~constant_dimensions(features.train)
-        train, test = (features.train - mean) * varies, (features.test - mean) * varies
-        centred = _accuracies(config, features, train, test)
+        centre = Centre(features.train.mean(0), ~constant_dimensions(features.train))
+        centred = _accuracies(config, features, centre)
         values |= {f"knn_{k}_centred": accuracy for k, accuracy in centred.items()}
     images = len(features.train)
     if max(config.k) > images:
@@ -50,19 +53,56 @@ def knn_accuracy(config: KnnConfig, features: LabelledFeatures) -> dict[str, flo
     return values
 
 
-def _accuracies(
-    config: KnnConfig, features: LabelledFeatures, train: Float[Tensor, "n D"], test: Float[Tensor, "m D"]
-) -> dict[int, float]:
-    train, test = normalize(train.float(), dim=1), normalize(test.float(), dim=1)
-    chunk = max(1, _CHUNK_ELEMENTS // len(train))
+@dataclass(frozen=True)
+class Centre:
+    """What is subtracted from features, and which dimensions vary beyond rounding and so count."""
+
+    mean: Float[Tensor, "D"]
+    varies: Bool[Tensor, "D"]
+
+
+def directions(features: Float[Tensor, "n D"], centre: Centre | None) -> Float[Tensor, "n D"]:
+    """Features of length one, centred where that is asked for."""
+    if centre is not None:
+        features = (features - centre.mean) * centre.varies
+    return normalize(features.float(), dim=1)
+
+
+def nearest(
+    queries: Float[Tensor, "m D"], gallery: Float[Tensor, "n D"], k: int, centre: Centre | None = None
+) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
+    """Cosine similarity and row of the k nearest of the gallery, the nearest first.
+
+    The gallery is walked in blocks, so one that lies on the disk is never in memory as a whole; queries are few.
+    """
+    best = torch.full((len(queries), 0), 0.0), torch.zeros((len(queries), 0), dtype=torch.int64)
+    first = 0
+    for block in row_blocks(gallery):
+        keys = directions(block, centre)
+        similarity, index = (queries @ keys.T).topk(min(k, len(keys)), dim=1)
+        both = torch.cat([best[0], similarity], 1), torch.cat([best[1], index + first], 1)
+        kept, order = both[0].topk(min(k, both[0].shape[1]), dim=1)
+        best = kept, both[1].gather(1, order)
+        first += len(block)
+    return best
+
+
+def query_chunks(test: Float[Tensor, "m D"], gallery: int) -> int:
+    """Queries at a time, so that their similarities with a block of the gallery stay small."""
+    return max(1, _CHUNK_ELEMENTS // min(gallery, max(1, _CHUNK_ELEMENTS // test.shape[1])))
+
+
+def _accuracies(config: KnnConfig, features: LabelledFeatures, centre: Centre | None) -> dict[int, float]:
+    chunk = query_chunks(features.test, len(features.train))
     correct = dict.fromkeys(config.k, 0)
-    for queries, labels in zip(torch.split(test, chunk), torch.split(features.test_labels, chunk), strict=True):
-        similarity, index = (queries @ train.T).topk(min(max(config.k), len(train)), dim=1)
+    for rows, labels in zip(torch.split(features.test, chunk), torch.split(features.test_labels, chunk), strict=True):
+        k_most = min(max(config.k), len(features.train))
+        similarity, index = nearest(directions(rows, centre), features.train, k_most, centre)
         neighbours = features.train_labels[index].long()
         for k in correct:
             votes = _votes(similarity[:, :k], neighbours[:, :k], config.temperature, len(features.classes))
             correct[k] += int((votes.argmax(1) == labels).sum())
-    return {k: 100 * count / len(test) for k, count in correct.items()}
+    return {k: 100 * count / len(features.test) for k, count in correct.items()}
 
 
 def _votes(

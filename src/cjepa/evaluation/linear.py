@@ -11,6 +11,7 @@ from pydantic import Field
 
 from cjepa.errors import InputError
 from cjepa.evaluation.features import LabelledFeatures, constant_dimensions
+from cjepa.evaluation.pooling import LAST_LAYER, PoolingConfig
 from cjepa.randomness import Stream, uniform_rows
 from cjepa.types import Part
 
@@ -35,6 +36,8 @@ class LinearConfig(Part):
     """Share of each class's training images that the strength is chosen on."""
     max_iterations: int = Field(100, gt=0)
     """Iterations of L-BFGS for each strength; a fit that is stopped by it is used as it is."""
+    pooling: PoolingConfig = LAST_LAYER
+    """How patch embeddings become the features of an image."""
 
 
 def linear_accuracy(config: LinearConfig, features: LabelledFeatures) -> dict[str, float]:
@@ -48,7 +51,7 @@ def linear_accuracy(config: LinearConfig, features: LabelledFeatures) -> dict[st
     labels = features.train_labels.cpu().numpy()
     strengths = sorted(set(config.inverse_regularisation))
     if len(strengths) > 1:
-        held_out = _validation(labels, config.validation_share)
+        held_out = validation_images(labels, config.validation_share)
         scores = _path(config, strengths, train[~held_out], labels[~held_out], train[held_out], labels[held_out])
         best = strengths[int(np.argmax(scores))]
         _logger.info("linear: validation accuracies %s for C = %s; chosen %g", scores, strengths, best)
@@ -77,7 +80,7 @@ def _whitened(features: LabelledFeatures) -> tuple[Float[np.ndarray, "n D"], Flo
     return train.numpy(), test.numpy()
 
 
-def _validation(labels: Int[np.ndarray, "n"], share: float) -> Bool[np.ndarray, "n"]:
+def validation_images(labels: Int[np.ndarray, "n"], share: float) -> Bool[np.ndarray, "n"]:
     """A stratified choice, the same for the same labels: at least one image of each class of two or more."""
     draws = uniform_rows(0, Stream.EVALUATION, 0, 0, len(labels), 1)[:, 0]
     held_out = np.zeros(len(labels), dtype=bool)

@@ -1,11 +1,14 @@
 """What is measured while a run trains: the representation, what the predictor explains, and a cheap accuracy."""
 
-from typing import Literal
+import logging
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from jaxtyping import Float
+from pydantic import Field, field_validator
 from torch import Tensor
 from torch.utils.data import Subset as ChosenItems
 
@@ -20,15 +23,20 @@ from cjepa.data import (
     labelled_only,
 )
 from cjepa.data.source import NO_LABEL, Subset
+from cjepa.errors import InputError
+from cjepa.evaluation import FeatureEvaluation, evaluate
 from cjepa.evaluation.features import LabelledFeatures, extract_features
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
-from cjepa.evaluation.representation import dimension_std, effective_rank, explained_variance
+from cjepa.evaluation.pooling import LAST_LAYER
+from cjepa.evaluation.representation import dimension_std, effective_rank, explained_variance, position_errors
 from cjepa.evaluation.retrieval import crop_retrieval
 from cjepa.models import JEPA
 from cjepa.models.pretrained import normalise
 from cjepa.randomness import Stream, uniform_rows
 from cjepa.ranks import from_first, gather, rank, world_size
 from cjepa.types import Part
+
+_log = logging.getLogger(__name__)
 
 NEIGHBOURS = 20
 _AT_ONCE = 1 << 20  # random numbers in memory
@@ -45,6 +53,25 @@ class MonitorConfig(Part):
     """Most images that are classified, or found again by another crop where there are no labels."""
     batch_size: int = Field(256, ge=2)
     """Images per forward pass."""
+    evaluations: tuple[Annotated[FeatureEvaluation, Field(discriminator="name")], ...] = ()
+    """More evaluations of the labelled images' features, as [{name: linear}]: as cjepa evaluate has them."""
+
+    @field_validator("evaluations")
+    @classmethod
+    def _of_the_last_layer(cls, evaluations: tuple[FeatureEvaluation, ...]) -> tuple[FeatureEvaluation, ...]:
+        if any(evaluation.pooling != LAST_LAYER for evaluation in evaluations):
+            raise ValueError("while a run trains, features are those of the last layer: leave pooling out")
+        return evaluations
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the last measurement computed, for pictures: embeddings of `labelled_test()`, of the labelled training
+    images where there are any, and the mean squared prediction error of each patch position (NaN: never a target)."""
+
+    test: Float[Tensor, "n D"]
+    train: Float[Tensor, "m D"] | None
+    errors: Float[Tensor, "N"]
 
 
 class Monitor:
@@ -70,34 +97,44 @@ class Monitor:
         self.labelled = _sample(config, labelled_splits(splits))
         self.images = some_images(splits.test or splits.train, config.test_images)
         self.quality = f"knn_{NEIGHBOURS}_centred" if self.labelled else "crop_retrieval"
+        self.seen: Seen | None = None
         self.count = len(self.labelled.test) if self.labelled and self.labelled.test else len(self.images)
 
     def measure(self, model: JEPA) -> dict[str, float]:
         """Values of the target encoder on fixed images, and of the predictor on a fixed batch."""
         test = self._features(model, EvaluationImages(self.labelled_test(), self.data))
         deviations = dimension_std(test)
+        explained, errors = self._prediction(model)
         values = {
             "effective_rank": float(effective_rank(test)),
             "std_smallest": float(deviations.min()),
             "std_mean": float(deviations.mean()),
             "spread": float(deviations.square().sum().sqrt() / test.double().square().sum(1).mean().sqrt()),
-            "explained_variance": self._explained_variance(model),
+            "explained_variance": explained,
         }
-        values |= self._accuracy(model, test)
+        accuracy, train = self._accuracy(model, test)
+        self.seen = Seen(test, train, errors)
+        values |= accuracy
         return from_first(lambda: values)
 
     def labelled_test(self) -> ImageSource:
         """The images whose embeddings are measured: the labelled test images where there are any."""
         return self.labelled.test if self.labelled and self.labelled.test else self.images
 
-    def _accuracy(self, model: JEPA, test: Tensor) -> dict[str, float]:
+    def _accuracy(self, model: JEPA, test: Tensor) -> tuple[dict[str, float], Tensor | None]:
         if self.labelled is None or self.labelled.test is None:
             crops = self._features(model, TwoCrops(self.images, self.data, self.stream.seed))
-            return {"crop_retrieval": crop_retrieval(crops[:, 0], crops[:, 1])}
+            return {"crop_retrieval": crop_retrieval(crops[:, 0], crops[:, 1])}, None
         train = self._features(model, EvaluationImages(self.labelled.train, self.data))
         source, target = self.labelled.train, self.labelled.test
         features = LabelledFeatures.select(train, source.labels, test, target.labels, source.classes)
-        return knn_accuracy(KnnConfig(k=(NEIGHBOURS,)), features)
+        values = knn_accuracy(KnnConfig(k=(NEIGHBOURS,)), features)
+        for evaluation in self.config.evaluations:
+            try:
+                values |= evaluate(evaluation, features)
+            except InputError as error:  # few images may not do for it; that must not end a run
+                _log.warning("monitor.evaluations: %s is left out: %s", evaluation.name, error)
+        return values, train
 
     def _features(self, model: JEPA, images: EvaluationImages | TwoCrops) -> Tensor:
         # As many images for every rank, so that all ask shards of each other equally often; the last ones come twice.
@@ -117,12 +154,15 @@ class Monitor:
         return gather(features)[: len(images)]
 
     @torch.no_grad()
-    def _explained_variance(self, model: JEPA) -> float:
+    def _prediction(self, model: JEPA) -> tuple[float, Float[Tensor, "N"]]:
+        """The explained variance and the errors by position, on a batch that no training sees."""
         batch = self.stream[PROBE_STEP]
         images = normalise(batch.images.to(self.device), self.data.mean, self.data.std)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             embeddings = model(images, batch.masks.to(self.device))
-        return explained_variance(embeddings.predicted.cpu(), embeddings.target.cpu(), batch.masks.targets)
+        predicted, target = embeddings.predicted.cpu(), embeddings.target.cpu()
+        places, patches = batch.masks.targets, len(model.predictor.positions)
+        return explained_variance(predicted, target, places), position_errors(predicted, target, places, patches)
 
 
 def _sample(config: MonitorConfig, splits: Splits | None) -> Splits | None:

@@ -70,3 +70,19 @@ def explained_variance(
     if within <= RESOLUTION**2 * truth.square().sum():
         return 0.0
     return float(1 - residual / within)
+
+
+def position_errors(
+    predicted: Float[Tensor, "B M T D"],
+    target: Float[Tensor, "B M T D"],
+    positions: Int[Tensor, "B M T"],
+    patches: int,
+) -> Float[Tensor, "patches"]:
+    """Mean squared error of the predictions at each of so many positions, over images, blocks and features.
+
+    NaN where no image has a target.
+    """
+    place = positions.long().flatten()
+    errors = (predicted - target).square().mean(-1).double().flatten()
+    sums = torch.zeros(patches, dtype=errors.dtype).index_add_(0, place, errors)
+    return (sums / torch.bincount(place, minlength=patches)).float()

@@ -26,3 +26,11 @@ def attention_weights(
     """softmax(q k^T / sqrt(E)): each row sums to one."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     return scores.softmax(dim=-1).to(query.dtype)
+
+
+def attention_received(weights: Float[Tensor, "B heads Q K"]) -> Float[Tensor, "B K"]:
+    """How much each token is attended to: the mean of its weights over all queries and heads; a row sums to one.
+
+    Without a class token, whose attention is usually shown, this says which patches the others look at.
+    """
+    return weights.float().mean(dim=(1, 2))

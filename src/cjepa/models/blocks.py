@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cjepa.models.attention import attend
+from cjepa.models.attention import attend, attention_weights
 
 NORM_EPSILON = 1e-6
 INITIAL_STD = 0.02
@@ -32,6 +32,11 @@ class Attention(nn.Module):
         mixed = attend(query[:, :, count - rows :], key, value)
         projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, rows, width))
         return projected
+
+    def weights(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads N N"]:
+        """The attention weights that `forward` mixes the values by, which the fused kernel does not show."""
+        query, key, _ = self.heads_of(tokens)
+        return attention_weights(query, key)
 
     def heads_of(self, tokens: Float[Tensor, "B N D"]) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, each [B, heads, N, D / heads]."""

@@ -1,6 +1,7 @@
 """The joint-embedding predictive architecture: encoder, its moving average as target encoder, and predictor."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -36,6 +37,9 @@ class ModelConfig(Part):
     """The transformer that predicts target blocks."""
     target: TargetConfig = Field(default_factory=lambda: TargetConfig())
     """What the predictor has to predict."""
+    start: Path | None = None
+    """Weights to go on from instead of random ones, for encoder and target encoder; the predictor starts anew. A run
+    folder, what cjepa export wrote, an I-JEPA checkpoint (.pth.tar), or weights of transformers or timm."""
 
 
 class JEPA(nn.Module):

@@ -21,6 +21,8 @@ SIZES = {
     "giant": (1408, 40, 16),
 }
 """Width, depth and heads of the named sizes."""
+MOST_GRIDS = 64
+"""Grids whose positions are kept; images of ever other sizes must not fill the memory."""
 
 
 class EncoderConfig(Part):
@@ -66,7 +68,7 @@ class VisionTransformer(nn.Module):
         self.patch_projection = nn.Linear(CHANNELS * config.patch_size**2, config.width)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPSILON)
-        self._positions: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._positions: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
 
     @property
     def width(self) -> int:
@@ -99,6 +101,35 @@ class VisionTransformer(nn.Module):
         normed: Tensor = self.norm(tokens)
         return normed
 
+    def with_attention(
+        self, images: Float[Tensor, "B 3 H W"]
+    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B heads N N"]]:
+        """The embeddings of all patches, and the attention weights of the last block; B N^2 numbers for each head."""
+        tokens = self.embed_patches(images)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        weights = last.attn.weights(last.norm1(tokens))
+        normed: Tensor = self.norm(last(tokens))
+        return normed, weights
+
+    def last_layers(
+        self, images: Float[Tensor, "B 3 H W"], count: int, norm: bool = True
+    ) -> tuple[Float[Tensor, "B N D"], ...]:
+        """Outputs of the last `count` blocks, the last one last, each after the final LayerNorm or, without, before.
+
+        With count = 1 and norm that is what `forward` gives. ValueError for more blocks than there are.
+        """
+        if not 1 <= count <= len(self.blocks):
+            raise ValueError(f"the encoder has {len(self.blocks)} blocks, so its last {count} cannot be taken")
+        tokens, outputs = self.embed_patches(images), []
+        for number, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if number >= len(self.blocks) - count:
+                outputs.append(self.norm(tokens) if norm else tokens)
+        return tuple(outputs)
+
     def embed(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """One embedding per image: the mean over its patches."""
         return self(images).mean(dim=1)
@@ -115,11 +146,13 @@ class VisionTransformer(nn.Module):
         return self.patch_projection(gather_patches(patches, keep)) + positions[keep]
 
     def positions(self, grid: tuple[int, int], device: torch.device) -> Float[Tensor, "N D"]:
-        """Scaled sin-cos positions of a grid, computed once per grid and device."""
-        key = (*grid, device)
+        """Scaled sin-cos positions of a grid in the weights' precision, computed once per grid and device."""
+        key = (*grid, device, self.patch_projection.weight.dtype)
         if key not in self._positions:
+            if len(self._positions) >= MOST_GRIDS:
+                self._positions.clear()
             scaled = sincos_positions(*grid, self.width) * self.config.position_scale
-            self._positions[key] = scaled.to(device)
+            self._positions[key] = scaled.to(device, key[-1])
         return self._positions[key]
 
 

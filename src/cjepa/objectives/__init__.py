@@ -19,6 +19,7 @@ __all__ = [
     "Objective",
     "ObjectiveConfig",
     "build_objective",
+    "term_weights",
 ]
 
 AnyObjectiveConfig = (
@@ -66,3 +67,26 @@ def _choose(config: AnyObjectiveConfig, features: int, seed: int) -> Objective:
 def _shared(config: VarianceCovarianceConfig | InvarianceConfig) -> dict[str, object]:
     """The keys that a special case of C-JEPA has in common with it."""
     return {key: value for key, value in config if key != "name"}
+
+
+def term_weights(config: AnyObjectiveConfig) -> dict[str, float]:
+    """The factor of each of the loss's terms in the total; sums that a loss also reports, as vicreg, are left out."""
+    weights = {"prediction": 1.0}
+    match config:
+        case IJepaConfig():
+            return weights
+        case CJepaConfig():
+            inner = {"similarity": config.similarity, "variance": config.variance, "covariance": 2 * config.covariance}
+        case VarianceCovarianceConfig():
+            inner = {"similarity": 0.0, "variance": config.variance, "covariance": 2 * config.covariance}
+        case InvarianceConfig():
+            inner = {"similarity": config.similarity, "variance": 0.0, "covariance": 0.0}
+        case ContextConfig():
+            inner = {"similarity": config.similarity, "variance": config.variance, "covariance": config.covariance}
+        case CosineConfig():
+            inner = {"cosine": config.similarity}
+        case SigregConfig():
+            inner = {"similarity": config.similarity, "sigreg": config.sigreg}
+        case _:
+            assert_never(config)
+    return weights | {name: config.beta * weight for name, weight in inner.items()}

@@ -14,6 +14,7 @@ from cjepa.ranks import launched
 from cjepa.runs.evaluating import COLOUR_STATISTICS, RAW_PIXELS, UNTRAINED, Result, evaluate_run
 from cjepa.runs.pictures import PICTURES, draw_pictures
 from cjepa.runs.pretraining import Outcome, pretrain
+from cjepa.runs.report import PAGE, REPORT, write_report
 from cjepa.training.health import standard_error
 
 _log = logging.getLogger(__name__)
@@ -37,13 +38,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Demo:
-    """Both runs, the table of all features, how many test images it rests on, and the pictures."""
+    """Both runs, the table of all features, how many test images it rests on, the pictures and the report."""
 
     cjepa: Outcome
     ijepa: Outcome
     rows: list[Row]
     test_images: int
     pictures: list[Path]
+    report: Path
 
     @property
     def conclusion(self) -> str:
@@ -71,9 +73,11 @@ def run_demo(folder: Path, changes: Sequence[str] = ()) -> Demo:
         _row(IJEPA, plain, "target", ijepa.trained["effective_rank"], ijepa.verdict.state),
         _row(CJEPA, found, "target", cjepa.trained["effective_rank"], cjepa.verdict.state),
     ]
-    _log.info("4 of 4: pictures")
-    pictures = draw_pictures({IJEPA: ijepa_folder, CJEPA: cjepa_folder}, folder / PICTURES)
-    return Demo(cjepa, ijepa, rows, found[0].protocol["test_images"], pictures)
+    _log.info("4 of 4: pictures and the report")
+    both = {IJEPA: ijepa_folder, CJEPA: cjepa_folder}
+    pictures = draw_pictures(both, folder / PICTURES)
+    report = write_report(both, folder / REPORT / PAGE)
+    return Demo(cjepa, ijepa, rows, found[0].protocol["test_images"], pictures, report)
 
 
 def _row(features: str, results: Sequence[Result], encoder: str, rank: float = math.nan, verdict: str = "") -> Row:

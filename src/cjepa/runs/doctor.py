@@ -17,7 +17,18 @@ from cjepa.training.checkpoint import CheckpointStore
 from cjepa.training.state import Progressed
 
 PACKAGES = ("cjepa", "torch", "numpy", "pillow", "pydantic", "safetensors", "scikit-learn", "matplotlib")
-EXTRAS = {"demo": "scikit-image", "tensorboard": "tensorboard", "wandb": "wandb"}
+EXTRAS = {
+    "demo": "scikit-image",
+    "hub": "huggingface_hub",
+    "onnx": "onnxruntime",
+    "parquet": "pyarrow",
+    "tensorboard": "tensorboard",
+    "timm": "timm",
+    "transformers": "transformers",
+    "evaluation": "timm",
+    "detection": "pycocotools",
+    "wandb": "wandb",
+}
 """Optional extras of the package and the distribution that each brings."""
 _SIDE, _REPEATS = 768, 5
 

@@ -2,28 +2,32 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from cjepa.build import When, Which, build_encoder, choose_device, find_checkpoint, read_config
 from cjepa.config import RunConfig
-from cjepa.data import FolderConfig
-from cjepa.errors import StorageError
-from cjepa.evaluation import evaluate
-from cjepa.evaluation.baselines import colour_statistics, raw_pixels
-from cjepa.evaluation.features import LabelledFeatures
-from cjepa.evaluation.knn import KnnConfig
-from cjepa.evaluation.linear import LinearConfig
+from cjepa.data import DataConfig, FolderConfig
+from cjepa.errors import InputError, StorageError
+from cjepa.evaluation import Evaluation, open_task
+from cjepa.evaluation.labelled import LabelledImages
+from cjepa.evaluation.task import Task, Values
+from cjepa.evaluation.work import Work
+from cjepa.models import ModelConfig
+from cjepa.models.pretrained import PretrainedEncoder
+from cjepa.models.weights import Weights, holds_weights, open_weights
+from cjepa.runs.keeping import RunKeeper
 from cjepa.runs.labelled_images import open_labelled
+from cjepa.training.interruption import Interruption
+from cjepa.training.progress import Progress
 from cjepa.training.rows import RowLog, read_rows
 
 _log = logging.getLogger(__name__)
 
 EVALUATIONS = "evaluations.jsonl"
 RAW_PIXELS, COLOUR_STATISTICS, UNTRAINED = "raw pixels", "colour statistics", "untrained"
-
-Evaluation = KnnConfig | LinearConfig
 
 
 @dataclass(frozen=True)
@@ -53,26 +57,66 @@ def evaluate_run(
 ) -> list[Result]:
     """Each evaluation of a run's encoder, after those of what it has to beat: baselines and the untrained encoder.
 
-    Every result is a line of evaluations.jsonl in the run folder; what is there is not computed again. images: a
-    folder of labelled images in place of those that the run was trained on. comparisons: also what it has to beat.
-    Raises InputError without a run, a checkpoint or labels, NoValidCheckpointError when no checkpoint verifies.
+    Every result is a line of evaluations.jsonl in the run folder; what is there is not computed again, and what was
+    interrupted continues. run: a run folder, or weights that cjepa.load_encoder opens. images: a folder of labelled
+    images in place of those that the run was trained on, for evaluations that name no data of their own. comparisons:
+    also what it has to beat. Raises InputError without a run, a checkpoint or usable images, NoValidCheckpointError
+    when no checkpoint verifies, StoppedEarly at a signal.
     """
-    config = _with_images(read_config(run), images)
-    chosen, used = choose_device(device), find_checkpoint(run, checkpoint)
-    labelled = open_labelled(config)
-    log = _ResultLog(run / EVALUATIONS)
-
-    def measure(encoder: str, step: int, features: Callable[[], LabelledFeatures]) -> list[Result]:
-        return _measure(evaluations, Result(step, "", encoder, labelled.protocol(), {}), features, log)
-
+    if holds_weights(run):
+        weights = open_weights(run)
+        config, step, trained = _config_of(weights, images), 0, PretrainedEncoder.of(weights, which)
+    else:
+        config, used = _with_images(read_config(run), images), find_checkpoint(run, checkpoint)
+        step, trained = used.step, build_encoder(config, used, which)
+    # Opened when the first evaluation asks, and once for all of them.
+    labelled: Callable[[], LabelledImages] = cache(lambda: open_labelled(config))
+    tasks = [(evaluation, open_task(evaluation, config.data, labelled)) for evaluation in evaluations]
+    folder = run.parent if run.is_file() else run
+    work = _work(config, device, folder)
+    log = _ResultLog(results_path(run))
     results = []
-    if comparisons:
-        start = build_encoder(config, None)
-        results += measure(RAW_PIXELS, 0, lambda: labelled.computed(raw_pixels))
-        results += measure(COLOUR_STATISTICS, 0, lambda: labelled.computed(colour_statistics))
-        results += measure(UNTRAINED, 0, lambda: labelled.embedded(start, UNTRAINED, chosen))
-    trained = build_encoder(config, used, which)
-    return results + measure(which, used.step, lambda: labelled.embedded(trained, which, chosen))
+    with Interruption() as interruption:
+        measured = _Measured(folder, replace(work, stop=lambda: interruption.requested), log)
+        if comparisons:
+            for name in dict.fromkeys(name for _, task in tasks for name in task.baselines()):
+                results += measured.baseline(name, [pair for pair in tasks if name in pair[1].baselines()])
+            untrained = build_encoder(config, None)
+            results += [measured.encoder(UNTRAINED, 0, *pair, lambda: untrained) for pair in tasks]
+        results += [measured.encoder(which, step, *pair, lambda: trained) for pair in tasks]
+    return results
+
+
+def results_path(run: Path) -> Path:
+    """Where the results are kept: in the folder of a run or of weights, beside a file of weights."""
+    return run.with_name(f"{run.name}.{EVALUATIONS}") if run.is_file() else run / EVALUATIONS
+
+
+def _config_of(weights: Weights, images: Path | None) -> RunConfig:
+    """A run that would begin with such an encoder; its random start is what the weights have to beat."""
+    if images is None:
+        raise InputError("weights do not say which images to evaluate on; name a folder of labelled ones with --images")
+    prepared = weights.preparation
+    data = DataConfig(
+        source=FolderConfig(path=images),
+        image_size=prepared.image_size,
+        mean=prepared.mean,
+        std=prepared.std,
+        evaluation_crop=prepared.evaluation_crop,
+    )
+    return RunConfig(data=data, model=ModelConfig(encoder=weights.config))
+
+
+def _work(config: RunConfig, device: str, scratch: Path) -> Work:
+    return Work(
+        device=choose_device(device),
+        precision=config.training.precision,
+        batch_size=config.monitor.batch_size,
+        workers=config.data.workers,
+        seed=config.seed,
+        progress=Progress,
+        scratch=scratch,
+    )
 
 
 def _with_images(config: RunConfig, images: Path | None) -> RunConfig:
@@ -82,21 +126,47 @@ def _with_images(config: RunConfig, images: Path | None) -> RunConfig:
     return config.model_copy(update={"data": data})
 
 
-def _measure(
-    evaluations: Sequence[Evaluation], subject: Result, features: Callable[[], LabelledFeatures], log: "_ResultLog"
-) -> list[Result]:
-    """A result for each evaluation; features are computed once, and not at all where every result is known."""
-    results, computed = [], None
-    for evaluation in evaluations:
-        protocol = evaluation.model_dump(mode="json") | subject.protocol
-        result = log.find(subject.step, evaluation.name, subject.encoder, protocol)
+@dataclass(frozen=True)
+class _Measured:
+    """Results that are known, and those that are computed now; each is kept as soon as it is there."""
+
+    folder: Path
+    work: Work
+    log: "_ResultLog"
+
+    def baseline(self, name: str, tasks: Sequence[tuple[Evaluation, Task]]) -> list[Result]:
+        """What a function of the pixels reaches."""
+        results = []
+        for evaluation, task in tasks:
+            measure = partial(task.measure_baseline, name)
+            results.append(self._result(name, 0, evaluation, task, measure))
+        return results
+
+    def encoder(
+        self, name: str, step: int, evaluation: Evaluation, task: Task, build: Callable[[], PretrainedEncoder]
+    ) -> Result:
+        """What an encoder reaches."""
+        return self._result(name, step, evaluation, task, lambda work: task.measure(build(), work))
+
+    def _result(
+        self, name: str, step: int, evaluation: Evaluation, task: Task, measure: Callable[[Work], Values]
+    ) -> Result:
+        # Where the images lie is a matter of the machine; what they are is in the task's protocol.
+        keys = evaluation.model_dump(mode="json", exclude={"data"})
+        protocol = keys | task.protocol() | {"precision": self.work.precision}
+        result = self.log.find(step, evaluation.name, name, protocol)
         if result is None:
-            computed = computed or features()
-            values = evaluate(evaluation, computed)
-            result = Result(subject.step, evaluation.name, subject.encoder, protocol, values)
-            log.add(result)
-        results.append(result)
-    return results
+            subject = {"step": step, "encoder": name, "protocol": protocol}
+            keeper = RunKeeper(self.folder, subject)
+            values = measure(replace(self.work, keeper=keeper, progress=_titled(f"{evaluation.name}, {name}")))
+            result = Result(step, evaluation.name, name, protocol, values)
+            self.log.add(result)
+            keeper.remove()
+        return result
+
+
+def _titled(title: str) -> Callable[[str, int], Progress]:
+    return lambda description, total: Progress(f"{title}: {description}", total)
 
 
 class _ResultLog:

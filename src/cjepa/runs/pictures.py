@@ -42,17 +42,17 @@ def draw_pictures(runs: Mapping[str, Path], folder: Path) -> list[Path]:
         encoders[name] = build_encoder(read_config(run), find_checkpoint(run, "last")).to(chosen)
     query_source, gallery_source = _to_compare(open_source(config.data, config.seed))
     queries, gallery = (_decoded(source, config) for source in (query_source, gallery_source))
-    masks = _masks(config)
+    masks = some_masks(config)
     shown = _evenly(queries, min(EXAMPLES, len(masks[0].context)))
     examples = Examples(
         shown,
         masks,
         config.model.encoder.patch_size,
-        {name: _patches(encoder, shown, chosen) for name, encoder in encoders.items()},
+        {name: patch_features(encoder, shown, chosen) for name, encoder in encoders.items()},
     )
 
     def pool(images: UInt8[Tensor, "n 3 H W"], source: ImageSource) -> Pool:
-        features = {name: _pooled(encoder, images, config, chosen) for name, encoder in encoders.items()}
+        features = {name: pooled_features(encoder, images, config, chosen) for name, encoder in encoders.items()}
         return Pool(images, source.labels, features)
 
     return write_pictures(
@@ -86,22 +86,25 @@ def _evenly(images: UInt8[Tensor, "n 3 H W"], most: int) -> UInt8[Tensor, "k 3 H
     return images[torch.linspace(0, len(images) - 1, min(most, len(images))).round().long()]
 
 
-def _masks(config: RunConfig) -> list[Masks]:
+def some_masks(config: RunConfig) -> list[Masks]:
+    """Masks of the first images of a run's first steps."""
     batch_size = config.training.batch_size
     sampler = build_sampler(config.masking, config.grid, config.seed, batch_size)
     return [sampler(step, 0, min(batch_size, MASK_IMAGES)) for step in range(MASK_STEPS)]
 
 
 @torch.no_grad()
-def _patches(
+def patch_features(
     encoder: PretrainedEncoder, images: UInt8[Tensor, "n 3 H W"], device: torch.device
 ) -> Float[Tensor, "n N D"]:
+    """Patch features of a few images, on the CPU."""
     return encoder(images.to(device)).float().cpu()
 
 
-def _pooled(
+def pooled_features(
     encoder: PretrainedEncoder, images: UInt8[Tensor, "n 3 H W"], config: RunConfig, device: torch.device
 ) -> Float[Tensor, "n D"]:
+    """Pooled embeddings of images, on the CPU."""
     return extract_features(
         encoder,
         images,

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cjepa.build import CONFIG, build_probe, build_stream, build_trainer, choose_device
+from cjepa.build import CONFIG, build_probe, build_stream, build_trainer, choose_device, start_weights
 from cjepa.config import RunConfig, dump_yaml
 from cjepa.data import Splits, TrainingStream, iterate, open_source
 from cjepa.errors import InputError
 from cjepa.evaluation.monitor import Monitor
 from cjepa.ranks import collect, from_first, joined, slots, world_size
 from cjepa.runs.continuing import DATA, refuse_another_config, refuse_other_images
+from cjepa.runs.recording import Recorder
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
 from cjepa.training.divergence import RolledBack
 from cjepa.training.environment import describe_environment, essentials
@@ -32,7 +33,7 @@ from cjepa.types import Batch
 
 _log = logging.getLogger(__name__)
 
-LOG, UNREADABLE, DIVERGED = "train.log", "unreadable.jsonl", "diverged"
+LOG, UNREADABLE, DIVERGED, START = "train.log", "unreadable.jsonl", "diverged", "start.json"
 MADE_WITH = "made_with"
 """Key of a checkpoint's state: versions, device and threads."""
 
@@ -77,8 +78,12 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
         monitor = Monitor(config.monitor, config.data, splits, probe, device, config.training.precision)
         verdict = None
         while verdict is None:
-            _restore(trainer, from_first(store.newest))
-            from_first(lambda: _describe(run, config, splits, trainer.total_steps))
+            checkpoint = from_first(store.newest)
+            if checkpoint is None:
+                _start(run, config, trainer)
+            else:
+                _restore(trainer, checkpoint)
+            from_first(lambda: _describe(run, config, splits, monitor, trainer.total_steps))
             try:
                 verdict = _train(config, run, trainer, stream, monitor, store)
             except RolledBack:
@@ -89,9 +94,19 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
         )
 
 
-def _restore(trainer: Trainer, checkpoint: Checkpoint | None) -> None:
-    if checkpoint is None:
+def _start(run: RunFolder, config: RunConfig, trainer: Trainer) -> None:
+    """Put the weights that `model.start` names into the untrained model, and their hash into the run folder."""
+    weights = start_weights(config)
+    if weights is None:
         return
+    trainer.start_from(weights.context, weights.target)
+    digest = weights.digest()
+    origin = {"path": str(config.model.start), "format": weights.format, "sha256": digest}
+    from_first(lambda: run.write(START, json.dumps(origin, indent=2) + "\n"))
+    _log.info("start: encoder and target encoder from %s (%s, sha256 %s)", config.model.start, weights.format, digest)
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     _log.info("continuing after step %d of %d", checkpoint.step, trainer.total_steps)
     trainer.restore(checkpoint)
     changed = differing(checkpoint.state.get(MADE_WITH, {}), essentials(trainer.device))
@@ -116,7 +131,7 @@ def _train(
     unreadable = RowLog(run.path / UNREADABLE)
     from_first(lambda: unreadable.truncate_after(last))
     about = {"seed": config.seed, MADE_WITH: essentials(trainer.device)}
-    with _writers(config, run.path, last) as writers:
+    with _writers(config, run.path, last, trainer, monitor) as writers:
         dumps = CheckpointStore(run.path / DIVERGED)
         records = Records(store, dumps, writers, unreadable, about, config.training.on_failed_write)
         return trainer.train(_batches(stream, trainer, config), monitor, records)
@@ -169,9 +184,10 @@ def _parameters(module: nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in module.parameters()):,}"
 
 
-def _describe(run: RunFolder, config: RunConfig, splits: Splits, steps: int) -> None:
+def _describe(run: RunFolder, config: RunConfig, splits: Splits, monitor: Monitor, steps: int) -> None:
     train = splits.train
     data = {"images": len(train), "classes": list(train.classes), "fingerprint": train.fingerprint, "steps": steps}
+    data |= {"quality": monitor.quality, "tested": monitor.count}
     run.write(CONFIG, dump_yaml(config))
     run.write(DATA, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
     run.write("environment.json", json.dumps(describe_environment(), indent=2) + "\n")
@@ -200,14 +216,26 @@ def _refuse_different_images(splits: Splits) -> None:
         )
 
 
+def _sharded(config: RunConfig) -> bool:
+    """Whether no rank has all weights: then the first one cannot draw what the encoder sees on its own."""
+    return config.training.parallel == "fsdp" and world_size() > 1
+
+
 @contextmanager
-def _writers(config: RunConfig, folder: Path, last: int) -> Iterator[list[MetricsWriter]]:
+def _writers(
+    config: RunConfig, folder: Path, last: int, trainer: Trainer, monitor: Monitor
+) -> Iterator[list[MetricsWriter]]:
     """The first rank's writers, closed at the end, also after an error; the others have none."""
     with ExitStack() as stack:
         writers: list[MetricsWriter] = []
 
         def start() -> None:
-            for writer in open_writers(config.logging, folder, last, config.model_dump(mode="json")):
+            opened = open_writers(config.logging, folder, last, config.model_dump(mode="json"))
+            if config.logging.report and not _sharded(
+                config
+            ):  # after the others: the page shows what they have written
+                opened.append(Recorder(folder, config, trainer.model, monitor, last))
+            for writer in opened:
                 stack.callback(writer.close)
                 writers.append(writer)
 

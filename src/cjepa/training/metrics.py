@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from pydantic import Field
+
 from cjepa.errors import InputError
 from cjepa.training.durable import replace
 from cjepa.training.rows import RowLog, read_rows
@@ -19,6 +21,10 @@ class LoggingConfig(Part):
     """Write TensorBoard event files into the folder `tensorboard` of the run."""
     wandb: str | None = None
     """Name of the Weights & Biases project to log to; none when left out."""
+    report: bool = True
+    """Keep what the report shows, and rewrite report/index.html at evaluations for a browser left open."""
+    report_share: float = Field(0.02, ge=0, le=1)
+    """Most of the run's time that rewriting the report may take; 0: only when the run ends."""
 
 
 @runtime_checkable  # for the shape checks of the tests

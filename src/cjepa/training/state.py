@@ -73,6 +73,8 @@ class Progressed:
         return progress
 
 
-def differing(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differing(saved: object, now: Mapping[str, Any]) -> list[str]:
     """One line for each thing that a checkpoint was made with and that is different now."""
+    if not isinstance(saved, dict):
+        return []
     return [f"{name}: {saved[name]} -> {now[name]}" for name in now if name in saved and saved[name] != now[name]]

@@ -209,6 +209,11 @@ class Trainer:
         self._saved = (self.progress.step, self.progress.evaluated)
         self._trouble.clear()
 
+    def start_from(self, context: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+        """Replace the encoders' weights by others of the same names and shapes."""
+        restore_weights(self.model.encoder, context)
+        restore_weights(self.model.target_encoder, target)
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything that `restore` needs besides the progress, by file; with several ranks only the first has it."""
         return {

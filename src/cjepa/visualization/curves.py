@@ -85,7 +85,7 @@ def training_curves(rows: Mapping[str, Sequence[Row]]) -> Figure:
         span = math.lcm(*sizes) // size
         axes = figure.add_subplot(grid[line, column * span : (column + 1) * span])
         axes.set_xlim(*_limits(rows))
-        _draw(axes, panel, curves[panel])
+        draw_panel(axes, panel, curves[panel])
         if line == len(sizes) - 1:
             axes.set_xlabel("step")
     _legend(figure, list(rows), panels, [curve for panel in panels for curve in curves[panel].values() if curve])
@@ -108,7 +108,8 @@ def _last_step(rows: Mapping[str, Sequence[Row]]) -> int:
     return max(int(row["step"]) for run in rows.values() for row in run)
 
 
-def _draw(axes: Axes, panel: Panel, curves: Mapping[str, Curve | None]) -> None:
+def draw_panel(axes: Axes, panel: Panel, curves: Mapping[str, Curve | None]) -> None:
+    """The curves of one value, coloured by their order, with their last values and the level before training."""
     axes.set_title(panel.title)
     axes.grid(visible=True, axis="y")
     axes.set_axisbelow(True)
@@ -167,8 +168,9 @@ def _label(axes: Axes, labels: list[_Label]) -> None:
 
 
 def number(value: float) -> str:
-    """Three significant digits."""
-    return f"{value:#.3g}".removesuffix(".").replace("-", "\N{MINUS SIGN}")
+    """Three significant digits; two where there is an exponent."""
+    text = f"{value:#.3g}".removesuffix(".")
+    return (f"{value:.1e}" if "e" in text else text).replace("-", "\N{MINUS SIGN}")
 
 
 def _title(rows: Mapping[str, Sequence[Row]]) -> str:

@@ -80,12 +80,18 @@ def new_figure(height: float, title: str) -> Figure:
 
 @styled
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG 1400 pixels wide and return its path; equal figures give equal bytes (no date, no version)."""
+    """Write a PNG 1400 pixels wide, or an SVG where the name ends so, and return its path.
+
+    Equal figures give equal bytes: no date, no version, no random names.
+    """
+    kind = path.suffix.lower().removeprefix(".") or "png"
+    assert kind in ("png", "svg"), path
+    unsaid: dict[str, Any] = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), rc_context({"svg.hashsalt": path.stem}):
         # Names of the user's files may hold characters that the font lacks: they become boxes, not a failure.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(path, format=kind, dpi=DPI, metadata=unsaid)
     return path
 
 

@@ -1,0 +1,43 @@
+"""What the command line does with its terminal: tables on standard output, messages on standard error."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def print_table(table: object) -> None:
+    """A table of at most 80 columns."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.width = min(console.width, 80)
+    console.print(table)
+
+
+class _Terminal(logging.Handler):
+    """Messages on standard error, looked up for each one: the live line redirects it while it is open."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warning = "warning: " if record.levelno >= logging.WARNING else ""
+        print(f"{warning}{record.getMessage()}", file=sys.stderr, flush=True)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """One of many ranks speaks for all. A choice of regularisation and the like belong into a log only."""
+        from cjepa.ranks import is_first
+
+        return is_first() and (record.levelno > logging.INFO or not record.name.startswith("cjepa.evaluation"))
+
+
+@contextmanager
+def messages_on_terminal() -> Iterator[None]:
+    """While open, what the package logs is shown on standard error."""
+    handler, package = _Terminal(), logging.getLogger("cjepa")
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.setLevel(level)
+        package.removeHandler(handler)

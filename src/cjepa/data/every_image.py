@@ -1,0 +1,71 @@
+"""Every image of a source once, in its order, in whole batches; unreadable ones are reported, not replaced."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cjepa.data.crops import centre_crop
+from cjepa.data.decoding import UnreadableImageError
+from cjepa.data.source import ImageSource
+from cjepa.data.stream import _leave_signals_to_the_main_process
+from cjepa.types import Unreadable
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Centre crops of images first .. first + B - 1; those of `unreadable` are black."""
+
+    first: int
+    images: UInt8[Tensor, "B 3 H W"]
+    unreadable: tuple[Unreadable, ...]
+
+    def pin_memory(self) -> "ImageBatch":
+        """The same batch in memory that a GPU copies from while it computes; the loader calls this."""
+        return ImageBatch(self.first, self.images.pin_memory(), self.unreadable)
+
+
+class EveryImage(Dataset[ImageBatch]):
+    """Batch k holds images k * batch_size and those after it. size: height and width; share: of the shorter side."""
+
+    def __init__(self, source: ImageSource, size: tuple[int, int], share: float, batch_size: int) -> None:
+        self.source = source
+        self.size = size
+        self.share = share
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.batch_size)
+
+    def __getitem__(self, batch: int) -> ImageBatch:
+        first = batch * self.batch_size
+        indices = range(first, min(first + self.batch_size, len(self.source)))
+        images = torch.zeros(len(indices), 3, *self.size, dtype=torch.uint8)
+        unreadable = []
+        for row, index in enumerate(indices):
+            try:
+                image = self.source.load(index)
+            except UnreadableImageError as error:
+                unreadable.append(Unreadable(index, self.source.names[index], str(error)))
+                continue
+            images[row] = torch.from_numpy(centre_crop(image, self.size, self.share))
+        return ImageBatch(first, images, tuple(unreadable))
+
+
+def iterate_every(images: EveryImage, first_batch: int, workers: int) -> Iterator[ImageBatch]:
+    """The batches from first_batch on, decoded by this many processes, 0 for this one."""
+    with warnings.catch_warnings():  # torch advises against more workers than cores; the user chose them
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield from DataLoader(
+            images,
+            batch_size=None,
+            sampler=range(first_batch, len(images)),
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_the_main_process,
+            generator=torch.Generator().manual_seed(0),  # drawing from the global one would change the caller's numbers
+        )

@@ -1,0 +1,98 @@
+"""Videos with masks in the layout of DAVIS 2017."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from cjepa.data import UnreadableImageError, decode
+from cjepa.data.decoding import PILLOW_LIMIT
+from cjepa.errors import InputError
+from cjepa.evaluation.davis_scores import VOID
+from cjepa.evaluation.segmentation_data import read_mask
+
+FEWEST_FRAMES = 3
+"""The first frame is given and the last one is not scored."""
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """The frames of a video and their annotations, in order."""
+
+    name: str
+    frames: tuple[Path, ...]
+    masks: tuple[Path, ...]
+
+    def frame(self, index: int) -> Image.Image:
+        """A frame in mode RGB."""
+        try:
+            return decode(self.frames[index], PILLOW_LIMIT)
+        except UnreadableImageError as error:
+            raise InputError(f"{self.frames[index]} cannot be read: {error}; unpack the sequence again") from error
+
+    def annotations(self) -> UInt8[np.ndarray, "T H W"]:
+        """Numbers of objects, of all frames; InputError where sizes or numbers cannot be."""
+        masks = [read_mask(path) for path in self.masks]
+        sizes = {mask.shape for mask in masks}
+        height, width = masks[0].shape
+        frame = self.frame(0)
+        if len(sizes) > 1 or (frame.height, frame.width) != (height, width):
+            raise InputError(
+                f"sequence {self.name}: its masks and frames differ in size; annotations must have the size of their "
+                "frames (DAVIS: the folder 480p of both)"
+            )
+        stacked = np.stack(masks)
+        objects = int(masks[0][masks[0] != VOID].max(initial=0))
+        if objects == 0:
+            raise InputError(f"{self.masks[0]} holds no object; the first mask says what is followed")
+        later = stacked[stacked != VOID]
+        if later.min() < 0 or later.max() > objects:
+            raise InputError(
+                f"sequence {self.name}: a later mask has object {int(later.max())}, but the first one only {objects}; "
+                "objects must be marked in the first frame"
+            )
+        return stacked.astype(np.uint8)
+
+
+def open_davis(root: Path, split: str, resolution: str) -> tuple[Sequence, ...]:
+    """The sequences that ImageSets/2017/SPLIT.txt names; InputError where frames or masks are missing."""
+    listing = root / "ImageSets" / "2017" / f"{split}.txt"
+    if not listing.is_file():
+        raise InputError(
+            f"{listing} does not exist; unpack DAVIS-2017-trainval and name its folder, which holds ImageSets, "
+            "JPEGImages and Annotations"
+        )
+    names = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not names:
+        raise InputError(f"{listing} names no sequence; write one name a line")
+    return tuple(_sequence(root, name, resolution) for name in names)
+
+
+def _sequence(root: Path, name: str, resolution: str) -> Sequence:
+    frames = sorted((root / "JPEGImages" / resolution / name).glob("*.jpg"))
+    annotations = root / "Annotations" / resolution / name
+    if len(frames) < FEWEST_FRAMES:
+        raise InputError(
+            f"sequence {name} has {len(frames)} frames in JPEGImages/{resolution}/{name}; it needs at least "
+            f"{FEWEST_FRAMES}"
+        )
+    masks = [annotations / f"{frame.stem}.png" for frame in frames]
+    missing = [mask for mask in masks if not mask.is_file()]
+    if missing:
+        raise InputError(
+            f"sequence {name}: {len(missing)} of {len(masks)} frames have no mask, the first is {missing[0]}; every "
+            "frame is scored, so take a split with public annotations (val)"
+        )
+    return Sequence(name, tuple(frames), tuple(masks))
+
+
+def fingerprint(sequences: tuple[Sequence, ...]) -> str:
+    """Changes when sequences, frames or masks do."""
+    digest = hashlib.sha256()
+    for sequence in sequences:
+        for path in (*sequence.frames, *sequence.masks):
+            digest.update(f"{sequence.name}/{path.name} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]

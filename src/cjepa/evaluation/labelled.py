@@ -1,0 +1,94 @@
+"""Labelled images, and the features of them that encoders and baselines give."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cjepa.data import DataConfig, EvaluationImages, ImageSource
+from cjepa.evaluation.baselines import colour_statistics, raw_pixels
+from cjepa.evaluation.features import LabelledFeatures, extract_features
+from cjepa.evaluation.pooling import PoolingConfig
+from cjepa.evaluation.work import Work
+from cjepa.models.pretrained import PretrainedEncoder
+
+BASELINES = {"raw pixels": raw_pixels, "colour statistics": colour_statistics}
+"""Features that nobody had to learn, by the name under which their results are kept."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Training and test images, all of them with a label, prepared as a run's data config says.
+
+    Features of the last encoder asked about are remembered, so that several evaluations share them.
+    """
+
+    data: DataConfig
+    train: ImageSource
+    test: ImageSource
+    _remembered: dict[tuple[object, PoolingConfig | None], LabelledFeatures] = field(default_factory=dict)
+
+    def protocol(self) -> dict[str, Any]:
+        """What decides the features besides the weights: accuracies compare at equal protocols only."""
+        fingerprint = hashlib.sha256((self.train.fingerprint + self.test.fingerprint).encode()).hexdigest()
+        return {
+            "train_images": len(self.train),
+            "test_images": len(self.test),
+            "classes": len(self.train.classes),
+            "image_size": list(self.data.size),
+            "evaluation_crop": self.data.evaluation_crop,
+            "images": fingerprint[:16],
+        }
+
+    def embedded(self, encoder: PretrainedEncoder, pooling: PoolingConfig, work: Work) -> LabelledFeatures:
+        """Pooled embeddings; a line says how far they are."""
+        return self._remember((encoder, pooling), lambda: self._embedded(encoder, pooling, work))
+
+    def baseline(self, name: str, work: Work) -> LabelledFeatures:
+        """Features that are a function of the pixels alone."""
+        return self._remember((name, None), lambda: self._computed(BASELINES[name], work))
+
+    def _remember(
+        self, key: tuple[object, PoolingConfig | None], compute: Callable[[], LabelledFeatures]
+    ) -> LabelledFeatures:
+        if key not in self._remembered:
+            for other in [other for other in self._remembered if other[0] is not key[0]]:
+                del self._remembered[other]
+            self._remembered[key] = compute()
+        return self._remembered[key]
+
+    def _embedded(self, encoder: PretrainedEncoder, pooling: PoolingConfig, work: Work) -> LabelledFeatures:
+        encoder = encoder.to(work.device)
+        with work.progress("features", len(self.train) + len(self.test)) as line:
+
+            def features(source: ImageSource, before: int) -> Tensor:
+                return extract_features(
+                    encoder,
+                    EvaluationImages(source, self.data),
+                    self.data.mean,
+                    self.data.std,
+                    device=work.device,
+                    precision=work.precision,
+                    batch_size=work.batch_size,
+                    workers=work.workers,
+                    patience=self.data.worker_timeout,
+                    progress=lambda done: line.update(before + done, {}),
+                    pooling=pooling,
+                    scratch=work.scratch,
+                )
+
+            return self._labelled(features(self.train, 0), features(self.test, len(self.train)))
+
+    def _computed(self, function: Callable[[Tensor], Tensor], work: Work) -> LabelledFeatures:
+        def features(source: ImageSource) -> Tensor:
+            batches = DataLoader(EvaluationImages(source, self.data), work.batch_size, num_workers=work.workers)
+            return torch.cat([function(batch) for batch in batches])
+
+        return self._labelled(features(self.train), features(self.test))
+
+    def _labelled(self, train: Tensor, test: Tensor) -> LabelledFeatures:
+        return LabelledFeatures.select(train, self.train.labels, test, self.test.labels, self.train.classes)

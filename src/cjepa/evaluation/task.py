@@ -1,0 +1,71 @@
+"""What an evaluation offers once its images are known: what decides its values, and how to measure an encoder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from cjepa.evaluation.features import LabelledFeatures
+from cjepa.evaluation.labelled import BASELINES, LabelledImages
+from cjepa.evaluation.pooling import PoolingConfig
+from cjepa.evaluation.work import Work
+from cjepa.models.pretrained import PretrainedEncoder
+
+Values = dict[str, float]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """One evaluation of given images. Values are percent unless their name says otherwise."""
+
+    def protocol(self) -> dict[str, Any]:
+        """What decides the values besides the evaluation's own keys and the weights."""
+        ...
+
+    def measure(self, encoder: PretrainedEncoder, work: Work) -> Values:
+        """The named values of an encoder, which is left as it was."""
+        ...
+
+    def baselines(self) -> tuple[str, ...]:
+        """Names of what else there is to beat; empty where only the untrained encoder can take part."""
+        ...
+
+    def measure_baseline(self, name: str, work: Work) -> Values:
+        """The values of one of `baselines`."""
+        ...
+
+
+@dataclass(frozen=True)
+class FeatureTask:
+    """An evaluation that reads the frozen features of labelled images and nothing else."""
+
+    images: LabelledImages
+    pooling: PoolingConfig
+    evaluate: Callable[[LabelledFeatures], Values]
+
+    def protocol(self) -> dict[str, Any]:
+        """Images and their preparation."""
+        return self.images.protocol()
+
+    def measure(self, encoder: PretrainedEncoder, work: Work) -> Values:
+        """The values of the encoder's pooled features."""
+        return self.evaluate(self.images.embedded(encoder, self.pooling, work))
+
+    def baselines(self) -> tuple[str, ...]:
+        """Functions of the pixels."""
+        return tuple(BASELINES)
+
+    def measure_baseline(self, name: str, work: Work) -> Values:
+        """The values of features that nobody had to learn."""
+        return self.evaluate(self.images.baseline(name, work))
+
+
+class EncoderTask:
+    """Base of tasks that need an encoder: nothing else can be put in its place."""
+
+    def baselines(self) -> tuple[str, ...]:
+        """None but the untrained encoder."""
+        return ()
+
+    def measure_baseline(self, name: str, _work: Work) -> Values:
+        """Never asked for."""
+        raise AssertionError(name)

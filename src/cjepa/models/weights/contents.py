@@ -1,0 +1,80 @@
+"""What a file of weights holds once it has been read, whatever its format."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cjepa.errors import InputError
+from cjepa.models.vit import EncoderConfig
+from cjepa.models.weights.fitting import find_config, find_positions, fit
+
+Channels = tuple[float, float, float]
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How images become inputs: size (height, width) in pixels, share of the centre crop, normalisation."""
+
+    image_size: tuple[int, int]
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
+    evaluation_crop: float = 1.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """An encoder read from a file: its config, its preparation of images, and its weights under our names.
+
+    target: of the moving average, which is the one to be used; context: of the encoder that was trained, or the
+    same where the file holds only one.
+    """
+
+    format: str
+    config: EncoderConfig
+    preparation: Preparation
+    target: Mapping[str, Tensor]
+    context: Mapping[str, Tensor]
+
+    def digest(self) -> str:
+        """A sha256 of both encoders' weights, the same in whatever file they come."""
+        return digest_of(self.target, self.context)
+
+
+def digest_of(*parts: Mapping[str, Tensor]) -> str:
+    """A sha256 of the names and values of weights."""
+    digest = hashlib.sha256()
+    for weights in parts:
+        for name, value in sorted(weights.items()):
+            digest.update(name.encode() + b"\0")
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def recognise(
+    format_name: str,
+    target: Mapping[str, Tensor],
+    positions: Tensor | None,
+    origin: str,
+    heads: int | None = None,
+    preparation: Preparation | None = None,
+) -> Weights:
+    """The one encoder of a file without a config of ours: shapes say which it is, positions which image size.
+
+    target: weights under our names, without the stored positions. InputError lists everything that does not fit.
+    """
+    if positions is None:
+        raise InputError(f"{origin}: it holds no positions, so it is no vision transformer with sin-cos positions")
+    draft = find_config(target, heads, 1.0, origin)
+    fitted = fit(target, draft, origin)  # first: a class token is better named than called an odd position
+    if positions.ndim != 3 or positions.shape[0] != 1 or positions.shape[2] != draft.width:
+        raise InputError(f"{origin}: its positions have shape {list(positions.shape)}, not [1, N, {draft.width}]")
+    found = find_positions(positions, origin)
+    config = draft.model_copy(update={"position_scale": found.scale})
+    size = (found.grid[0] * config.patch_size, found.grid[1] * config.patch_size)
+    prepared = replace(preparation or Preparation(size), image_size=size)
+    return Weights(format_name, config, prepared, fitted, fitted)

@@ -1,0 +1,53 @@
+"""timm's vision transformers without class token, as a .safetensors file or a folder of timm's Hub layout."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cjepa.errors import InputError
+from cjepa.models.weights.contents import IMAGENET_MEAN, IMAGENET_STD, Channels, Weights, recognise
+from cjepa.models.weights.folder import TENSORS
+from cjepa.models.weights.names import POSITIONS, from_vit
+from cjepa.models.weights.reading import read_safetensors
+
+HEADS = "heads"
+"""Key of a file's metadata for what shapes do not tell."""
+
+
+def read_safetensors_file(path: Path, heads: int | None) -> Weights:
+    """The encoder of one file with timm's names; the number of heads from its metadata where we wrote it."""
+    weights, metadata = read_safetensors(path)
+    noted = metadata.get(HEADS, "")
+    positions = weights.pop(POSITIONS, None)
+    counted = heads or (int(noted) if noted.isdecimal() and len(noted) < 4 else None)
+    return recognise("timm", from_vit(weights), positions, str(path), counted)
+
+
+def read_timm_folder(folder: Path, values: Mapping[str, Any], heads: int | None) -> Weights:
+    """The encoder of config.json (`architecture`, `model_args`, `pretrained_cfg`) and model.safetensors."""
+    arguments, prepared = values.get("model_args") or {}, values.get("pretrained_cfg") or {}
+    if not isinstance(arguments, dict) or not isinstance(prepared, dict):
+        raise InputError(f"{folder}: model_args and pretrained_cfg of its config.json must be objects")
+    noted = arguments.get("num_heads")
+    weights = read_safetensors_file(folder / TENSORS, heads or (noted if isinstance(noted, int) else None))
+    preparation = replace(
+        weights.preparation,
+        mean=channels(prepared.get("mean"), IMAGENET_MEAN),
+        std=channels(prepared.get("std"), IMAGENET_STD),
+        evaluation_crop=share(prepared.get("crop_pct")),
+    )
+    return replace(weights, preparation=preparation)
+
+
+def channels(value: object, default: Channels) -> Channels:
+    """Three finite numbers, one for each colour, or the default."""
+    if isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(each, int | float) for each in value):
+        red, green, blue = map(float, value)
+        return (red, green, blue)
+    return default
+
+
+def share(value: object) -> float:
+    """A share of the shorter side, or all of it."""
+    return float(value) if isinstance(value, int | float) and 0 < value <= 1 else 1.0

@@ -1,0 +1,72 @@
+"""Folders of transformers' IJepaModel: config.json, model.safetensors, and preprocessor_config.json if there is one.
+
+Read without transformers itself: the folder's weights are plain safetensors.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cjepa.errors import InputError
+from cjepa.models.blocks import NORM_EPSILON
+from cjepa.models.weights.contents import IMAGENET_MEAN, IMAGENET_STD, Preparation, Weights, recognise
+from cjepa.models.weights.folder import CONFIG, TENSORS
+from cjepa.models.weights.names import TRANSFORMERS_POSITIONS, from_transformers
+from cjepa.models.weights.reading import read_json, read_safetensors
+from cjepa.models.weights.timm import channels
+
+MODEL_TYPE = "ijepa"
+PROCESSOR = "preprocessor_config.json"
+_REQUIRED: Mapping[str, tuple[object, ...]] = {
+    "hidden_act": ("gelu",),
+    "qkv_bias": (True,),
+    "num_channels": (3,),
+    "layer_norm_eps": (NORM_EPSILON,),
+}
+"""Keys of their config that have to be so, because our encoder has no others."""
+
+
+def read_transformers_folder(folder: Path, values: Mapping[str, Any]) -> Weights:
+    """The encoder of an IJepaModel's folder; InputError lists whatever does not fit."""
+    other = [
+        f"{key}={values[key]!r} instead of {allowed[0]!r}"
+        for key, allowed in _REQUIRED.items()
+        if key in values and values[key] not in allowed
+    ]
+    heads = values.get("num_attention_heads")
+    if other or not isinstance(heads, int):
+        what = ", ".join(other) or "no num_attention_heads"
+        raise InputError(f"{folder / CONFIG}: an encoder with {what} cannot be used here")
+    if not (folder / TENSORS).is_file():
+        raise InputError(
+            f"{folder} has no {TENSORS}; save the model again with save_pretrained(..., max_shard_size='100GB')"
+        )
+    weights, _ = read_safetensors(folder / TENSORS)
+    positions = weights.pop(TRANSFORMERS_POSITIONS, None)
+    found = recognise("transformers", from_transformers(weights), positions, str(folder / TENSORS), heads)
+    return replace(found, preparation=_prepared(folder, found))
+
+
+def _prepared(folder: Path, found: Weights) -> Preparation:
+    path = folder / PROCESSOR
+    if not path.is_file():
+        return found.preparation
+    values = read_json(path)
+    return replace(
+        found.preparation,
+        mean=channels(values.get("image_mean"), IMAGENET_MEAN),
+        std=channels(values.get("image_std"), IMAGENET_STD),
+        evaluation_crop=_crop(values, found),
+    )
+
+
+def _crop(values: Mapping[str, Any], found: Weights) -> float:
+    """The share of the shorter side that is kept: crop size over the side that it is resized to."""
+    size, crop = values.get("size"), values.get("crop_size")
+    if not isinstance(size, dict) or not isinstance(crop, dict) or not values.get("do_center_crop"):
+        return 1.0
+    shortest, height = size.get("shortest_edge"), crop.get("height")
+    if not isinstance(shortest, int) or not isinstance(height, int) or not 0 < height <= shortest:
+        return 1.0
+    return min(found.preparation.image_size) / shortest

@@ -1,0 +1,191 @@
+"""`cjepa export`: the encoder of a run, or of weights from elsewhere, in the format of another library, checked."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from cjepa import __version__
+from cjepa.build import CONFIG, When, Which, find_checkpoint, load_encoder, read_config
+from cjepa.config import RunConfig, dump_yaml
+from cjepa.export import AnyExport, Export, export_encoder
+from cjepa.export.card import Card, Table, render_card
+from cjepa.models.weights import holds_weights
+from cjepa.runs.evaluating import UNTRAINED, results_path
+from cjepa.runs.pretraining import DATA, START
+from cjepa.training.health import Record, judge
+from cjepa.training.metrics import read_metrics
+from cjepa.training.rows import read_rows
+
+METRICS, ENVIRONMENT = "metrics.jsonl", "environment.json"
+
+
+def export_run(
+    run: Path,
+    config: AnyExport,
+    folder: Path,
+    *,
+    which: Which = "target",
+    checkpoint: When = "last",
+    licence: str = "",
+) -> Export:
+    """Write an encoder with its model card into a new folder and check it there; nothing is left when it is off.
+
+    run: a run folder, or weights that cjepa.load_encoder opens. licence: of the weights, for the card. Raises
+    InputError, NoValidCheckpointError, and ParityError when the numbers differ.
+    """
+    encoder = load_encoder(run, encoder=which, checkpoint=checkpoint)
+    card = card_of(run, which, checkpoint, licence)
+    return export_encoder(
+        config, encoder, folder, lambda usage: render_card(card, encoder, config.name, usage, __version__)
+    )
+
+
+def card_of(path: Path, which: Which = "target", checkpoint: When = "last", licence: str = "") -> Card:
+    """What is known about the encoder of a run, or that nothing is, where the weights come from elsewhere."""
+    if holds_weights(path):
+        return Card(
+            title=path.name,
+            summary=f"Weights read from {path.name}; how they were trained is not recorded there.",
+            data=["Not recorded."],
+            results=_results(results_path(path), None),
+            health="Not recorded.",
+            reproduce=["The training is not recorded; only these weights can be repeated, by exporting them again."],
+            licence=licence,
+            ancestry="Whoever trained these weights decides under which terms they may be used.",
+        )
+    run_config, step = read_config(path), find_checkpoint(path, checkpoint).step
+    return Card(
+        title=path.resolve().name,
+        summary=(
+            f"Pre-trained by C-JEPA (Contrastive-JEPA) on unlabelled images: the {which} encoder after step {step}, "
+            f"objective {run_config.objective.name}."
+        ),
+        data=_data_lines(path, run_config),
+        results=[*_monitored(path, step), *_results(results_path(path), step)],
+        health=_health(path),
+        reproduce=_reproduce(path),
+        recipe=dump_yaml(_without_folders(run_config)).strip(),
+        licence=licence,
+        ancestry=_ancestry(path),
+    )
+
+
+def _without_folders(config: RunConfig) -> RunConfig:
+    """The config with the last parts of its paths only: where a machine keeps its files belongs to nobody else."""
+    source = config.data.source
+    names = {key: Path(value.name) for key, value in source if isinstance(value, Path)}
+    data = config.data.model_copy(update={"source": source.model_copy(update=names)})
+    start = config.model.start and Path(config.model.start.name)
+    return config.model_copy(update={"data": data, "model": config.model.model_copy(update={"start": start})})
+
+
+def _data_lines(run: Path, config: RunConfig) -> list[str]:
+    data = _read(run / DATA)
+    classes = len(data.get("classes", []))
+    images, steps, batch = data.get("images", 0), data.get("steps", 0), config.training.batch_size
+    return [
+        f"{images:,} images, source `{config.data.source.name}`, without labels"
+        + (f" (folders name {classes} classes, used to evaluate only)" if classes else ""),
+        f"fingerprint of names and sizes: `{data.get('fingerprint', 'not recorded')}`",
+        f"{steps:,} steps of {batch} images, {config.training.epochs:g} epochs",
+    ]
+
+
+def _monitored(run: Path, step: int) -> list[Table]:
+    """What was measured while training, at its start and at the step of the checkpoint."""
+    rows = [row for row in _evaluated(run) if row["step"] <= step]
+    if not rows:
+        return []
+    names = [name for name in rows[-1] if name not in ("step", "split")]
+    shown = [("before training, step 0", rows[0]), (f"target encoder, step {rows[-1]['step']}", rows[-1])]
+    return [
+        Table(
+            "Measured while training",
+            ["features", *names],
+            [[label, *(_number(row.get(name)) for name in names)] for label, row in shown],
+        )
+    ]
+
+
+def _results(path: Path, step: int | None) -> list[Table]:
+    """One table for each evaluation and protocol: baselines, the untrained encoder, and the encoders of this step."""
+    rows = read_rows(path) if path.is_file() else []
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row.get("values") and (row["step"] in (0, step) or step is None):
+            tables.setdefault(f"{row['name']} {json.dumps(row['protocol'], sort_keys=True)}", []).append(row)
+    return [
+        Table(
+            f"{each[0]['name']}, percent of {each[0]['protocol'].get('test_images', '?')} test images",
+            ["features", *each[0]["values"]],
+            [[_features(row), *(_number(value) for value in row["values"].values())] for row in each],
+        )
+        for each in tables.values()
+    ]
+
+
+def _features(row: dict[str, Any]) -> str:
+    encoder = f"{row['encoder']} encoder" if row["encoder"] in (UNTRAINED, "target", "context") else row["encoder"]
+    return f"{encoder}, step {row['step']}" if row["step"] else str(encoder)
+
+
+def _health(run: Path) -> str:
+    """The verdict on the last evaluation, as the run gave it."""
+    data, rows = _read(run / DATA), _evaluated(run)
+    quality, tested, steps = data.get("quality"), data.get("tested"), data.get("steps")
+    if not rows or quality not in rows[-1] or not tested or not steps:
+        return "Not recorded by the version that trained it."
+    verdict = judge(
+        Record(
+            _values(rows[0]),
+            _values(rows[-1]),
+            max(row["effective_rank"] for row in rows),
+            max(row[quality] for row in rows),
+            quality,
+            tested,
+            rows[-1]["step"] / steps,
+        )
+    )
+    return f"{verdict} (measured on {tested} images at step {rows[-1]['step']} of {steps})"
+
+
+def _reproduce(run: Path) -> list[str]:
+    environment = _read(run / ENVIRONMENT)
+    commit, version = environment.get("commit") or {}, environment.get("packages", {}).get("cjepa", "(version unknown)")
+    changed = " with changes that are not committed" if commit.get("changed") else ""
+    made_by = f"cjepa {version}" + (f", commit {commit['hash']}{changed}" if commit else "")
+    return [
+        f"Trained by {made_by}. With the same images, the config below as `{CONFIG}`:",
+        "",
+        "```sh",
+        f"cjepa pretrain {CONFIG} --out {shlex.quote(run.resolve().name)}",
+        "```",
+    ]
+
+
+def _ancestry(run: Path) -> str:
+    start = _read(run / START)
+    if not start:
+        return ""
+    return (
+        f"Training started from the weights {Path(start['path']).name} ({start['format']}, sha256 {start['sha256']}); "
+        "their licence applies to what is derived from them."
+    )
+
+
+def _evaluated(run: Path) -> list[dict[str, Any]]:
+    path = run / METRICS
+    return [row for row in read_metrics(path) if row["split"] == "evaluation"] if path.is_file() else []
+
+
+def _values(row: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name not in ("step", "split")}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"

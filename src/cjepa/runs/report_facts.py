@@ -1,0 +1,130 @@
+"""What was run and how it went, in words for the report."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cjepa.config import RunConfig
+from cjepa.training.health import Record, judge
+from cjepa.visualization.report import Judgement
+from cjepa.visualization.style import counted
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def judgement_of(rows: Rows, quality: str, tested: int, steps: int) -> Judgement:
+    """The verdict of a run by its rows: that of cjepa.training.health, or that it diverged or was not measured yet."""
+    measured = [_numbers(row) for row in rows if row["split"] == "evaluation"]
+    trained = [row for row in rows if row["split"] == "train"]
+    if trained and math.isnan(trained[-1].get("loss", 0.0)):
+        return Judgement(
+            "diverged",
+            f"the loss was not finite at step {trained[-1]['step']}",
+            "In a new run lower training.optimizer.learning_rate.peak, set training.optimizer.clip_gradient=1, or use "
+            "training.precision=float32.",
+        )
+    needed = (quality, "effective_rank", "spread", "explained_variance")
+    usable = [row for row in measured if all(math.isfinite(row.get(name, math.nan)) for name in needed)]
+    if not usable:
+        return Judgement("too early", "nothing was measured yet", "")
+    record = Record(
+        untrained=usable[0],
+        current=usable[-1],
+        peak_rank=max(row["effective_rank"] for row in usable),
+        best_quality=max(row[quality] for row in usable),
+        quality=quality,
+        images=tested,
+        progress=usable[-1]["step"] / steps,
+    )
+    verdict = judge(record)
+    return Judgement(verdict.state, verdict.evidence, verdict.advice)
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
+
+
+def progress_of(taken: int, steps: int | None, live: bool) -> str:
+    """How far a run is."""
+    if steps is None:
+        return f"{taken} steps are in the metrics; how many were meant is not known."
+    if taken >= steps:
+        return f"All {steps} steps are taken."
+    if live:
+        return f"Training: {taken} of {steps} steps are taken."
+    return f"Not finished: {taken} of {steps} steps are taken; the same cjepa pretrain command continues the run."
+
+
+def facts_of(
+    run: Path,
+    config: RunConfig,
+    data: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    taken: int,
+    seconds: float | None,
+) -> list[tuple[str, str]]:
+    """What was run: method, data, model, training, machine, versions, commit, seed, duration, speed."""
+    encoder, training = config.model.encoder, config.training
+    rows, columns = config.grid
+    height, width = config.data.size
+    steps, epochs = data.get("steps", "?"), f"{training.epochs:g} epochs"
+    blocks, heads = counted(encoder.depth, "block"), counted(encoder.heads, "head")
+    predictor = config.model.predictor
+    facts = [
+        ("objective", _objective(config)),
+        ("images", _images(data)),
+        ("encoder", f"width {encoder.width}, {blocks}, {heads}"),
+        ("input", f"{height} × {width} pixels in {rows} × {columns} patches"),
+        ("predictor", f"width {predictor.width}, {counted(predictor.depth, 'block')}"),
+        ("training", f"{epochs}, {steps} steps of {training.batch_size} images, {training.precision}"),
+        ("seed", str(config.seed)),
+    ]
+    if seconds is not None:
+        facts.append(("duration", duration(seconds)))
+    if seconds and taken:
+        speed = taken * training.batch_size / seconds
+        facts.append(("speed", f"{speed:,.0f} images/s, evaluations included"))
+    facts += _machine(environment)
+    return [*facts, ("run folder", str(run))]
+
+
+def _objective(config: RunConfig) -> str:
+    objective = config.objective
+    beta = objective.model_dump().get("beta")
+    return objective.name if beta is None else f"{objective.name}, beta {beta:g}"
+
+
+def _images(data: Mapping[str, Any]) -> str:
+    if "images" not in data:
+        return "unknown: data.json is missing"
+    classes = len(data.get("classes", ()))
+    return f"{data['images']:,}, " + (f"{classes} classes (used to evaluate only)" if classes else "no labels")
+
+
+def _machine(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if not environment:
+        return [("machine", "unknown: environment.json is missing")]
+    cpu, packages = environment.get("cpu", {}), environment.get("packages", {})
+    devices = [str(device.get("name")) for device in environment.get("devices", ())]
+    commit = environment.get("commit") or {}
+    changed = " with uncommitted changes" if commit.get("changed") else ""
+    threads = counted(cpu.get("threads", 0), "thread")
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items())
+    return [
+        ("hardware", f"{cpu.get('model', '?')}, {threads}; " + (", ".join(devices) or "no GPU")),
+        ("system", f"Python {environment.get('python', '?')} on {environment.get('platform', '?')}"),
+        ("versions", versions),
+        ("commit", f"{commit['hash']}{changed}" if "hash" in commit else "not a checkout"),
+        ("command", " ".join(map(str, environment.get("command", ()))).replace("__main__.py", "cjepa", 1)),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 20 s, 4 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,233 @@
+"""Weights from elsewhere: what is read equals the plain reference, and what does not fit is listed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import cjepa
+from cjepa.errors import InputError
+from cjepa.models import EncoderConfig
+from cjepa.models.vit import SIZES
+from cjepa.models.weights import open_weights
+from cjepa.models.weights.fitting import find_positions
+from cjepa.models.weights.folder import write_folder
+from cjepa.models.weights.names import scaled_positions, to_vit
+from tests.encoders import CONFIG, pixels, pretrained, transformer
+
+timm = pytest.importorskip("timm", reason="timm is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+
+def meta_layout(seed: int = 0, prefix: str = "module.") -> dict[str, Tensor]:
+    """Random weights with the names and shapes of Meta's released encoders, made by timm's transformer."""
+    torch.manual_seed(seed)
+    weights = timm_model().state_dict()
+    weights = {name: value + 0.1 * torch.randn(value.shape) for name, value in weights.items() if name != "pos_embed"}
+    return {
+        f"{prefix}{name}": value for name, value in (weights | {"pos_embed": scaled_positions(CONFIG, (6, 6))}).items()
+    }
+
+
+def timm_model(**changes: object) -> torch.nn.Module:
+    arguments = {"patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 4, "img_size": 24, "num_classes": 0}
+    gap = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+    return timm.models.vision_transformer.VisionTransformer(**(arguments | gap | changes)).eval()
+
+
+def write_meta(path: Path, **changes: object) -> Path:
+    content = {
+        "encoder": meta_layout(0),
+        "predictor": {"module.predictor_embed.weight": torch.zeros(4, 48)},
+        "opt": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]},
+        "scaler": None,
+        "target_encoder": meta_layout(1),
+        "epoch": 300,
+        "loss": 0.2,
+        "batch_size": 16,
+        "world_size": 16,
+        "lr": 1e-6,
+    }
+    torch.save(content | changes, path)
+    return path
+
+
+@torch.no_grad()
+def reference(weights: dict[str, Tensor], images: Tensor) -> Tensor:
+    model = timm_model()
+    model.load_state_dict({name.removeprefix("module."): value for name, value in weights.items()})
+    return model.forward_features(images)
+
+
+def test_a_released_checkpoint(tmp_path: Path) -> None:
+    path = write_meta(tmp_path / "IN1K-vit.h.14-300e.pth.tar")
+    images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(3))
+    for which, seed in (("target", 1), ("context", 0)):
+        encoder = cjepa.load_encoder(path, encoder=which, heads=4)  # type: ignore[arg-type]
+        torch.testing.assert_close(encoder(images), reference(meta_layout(seed), images), atol=1e-5, rtol=1e-5)
+        assert encoder.image_size == (24, 24)
+        assert encoder.encoder.config.position_scale == 1.0
+    assert open_weights(path, 4).format == "I-JEPA checkpoint"
+
+
+def test_half_precision_and_plain_state_dictionaries(tmp_path: Path) -> None:
+    weights = meta_layout(2, prefix="")
+    torch.save({"state_dict": {name: value.bfloat16() for name, value in weights.items()}}, tmp_path / "half.pt")
+    torch.save(weights, tmp_path / "plain.bin")
+    half, plain = (cjepa.load_encoder(tmp_path / name, heads=4) for name in ("half.pt", "plain.bin"))
+    assert half.encoder.patch_projection.weight.dtype == torch.float32
+    torch.testing.assert_close(half(pixels()), plain(pixels()), atol=0.1, rtol=0.1)
+    assert half.encoder.config == plain.encoder.config
+
+
+def test_an_ijepa_model_of_transformers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.IJepaConfig(
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=96,
+        image_size=24,
+        patch_size=4,
+        layer_norm_eps=1e-6,
+    )
+    model = transformers.IJepaModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+            if name == "embeddings.position_embeddings":
+                parameter.copy_(scaled_positions(CONFIG, (6, 6)))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5, 0.5, 0.5], "image_std": [1, 1, 1]})
+    )
+    encoder = cjepa.load_encoder(tmp_path)
+    images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), model(images).last_hidden_state, atol=1e-5, rtol=1e-5)
+    assert (encoder.mean, encoder.encoder.config.mlp_ratio) == ((0.5, 0.5, 0.5), 2.0)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | {"layer_norm_eps": 1e-12, "hidden_act": "relu"}))
+    with pytest.raises(InputError, match=r"hidden_act='relu' instead of 'gelu', layer_norm_eps=1e-12 instead of 1e-06"):
+        cjepa.load_encoder(tmp_path)
+
+
+def test_a_timm_transformer_with_fixed_positions(tmp_path: Path) -> None:
+    model = timm_model(img_size=(16, 32))
+    with torch.no_grad():
+        model.pos_embed.copy_(0.5 * scaled_positions(CONFIG, (4, 8)))
+    save_file(model.state_dict(), tmp_path / "vit.safetensors")
+    encoder = cjepa.load_encoder(tmp_path / "vit.safetensors", heads=4)
+    images = torch.randn(2, 3, 16, 32, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), model.forward_features(images), atol=1e-5, rtol=1e-5)
+    assert encoder.image_size == (16, 32), "the positions say which grid it is"
+    assert encoder.encoder.config.position_scale == pytest.approx(0.5)
+
+
+def test_learned_positions_are_refused_with_the_difference(tmp_path: Path) -> None:
+    save_file(timm_model().state_dict(), tmp_path / "vit.safetensors")
+    with pytest.raises(
+        InputError, match=r"36 positions are not the fixed sin-cos ones \(the closest grid, .* differs by"
+    ):
+        cjepa.load_encoder(tmp_path / "vit.safetensors", heads=4)
+
+
+def test_a_class_token_is_named(tmp_path: Path) -> None:
+    save_file(timm_model(class_token=True).state_dict(), tmp_path / "vit.safetensors")
+    with pytest.raises(InputError, match=r"not of this encoder: cls_token \[1, 1, 48\]"):
+        cjepa.load_encoder(tmp_path / "vit.safetensors", heads=4)
+
+
+def test_every_mismatch_is_listed(tmp_path: Path) -> None:
+    weights = to_vit(transformer().state_dict(), CONFIG, (6, 6))
+    del weights["blocks.1.norm2.bias"]
+    weights["head.weight"] = torch.zeros(10, 48)
+    weights["norm.weight"] = torch.zeros(47)
+    save_file(weights, tmp_path / "vit.safetensors")
+    with pytest.raises(InputError) as caught:
+        cjepa.load_encoder(tmp_path / "vit.safetensors", heads=4)
+    message = str(caught.value)
+    assert "missing: blocks.1.norm2.bias [48]" in message
+    assert "not of this encoder: head.weight [10, 48]" in message
+    assert "another shape: norm.weight is [47], must be [48]" in message
+    assert "nothing was loaded" in message
+
+
+def test_a_missing_third_of_a_projection_is_a_mismatch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = transformers.IJepaModel(
+        transformers.IJepaConfig(
+            hidden_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=24, patch_size=4, layer_norm_eps=1e-6
+        )
+    )
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    gone = next(name for name in weights if "key" in name or "k_proj" in name)
+    save_file({name: value for name, value in weights.items() if name != gone}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"missing: blocks\.0\.attn\.qkv"):
+        cjepa.load_encoder(tmp_path)
+
+
+def test_heads_are_asked_for_where_nothing_tells_them(tmp_path: Path) -> None:
+    torch.save(meta_layout(), tmp_path / "odd.pth")
+    with pytest.raises(InputError, match=r"a width of 48 is that of no named size; state them: cjepa\.load_encoder"):
+        cjepa.load_encoder(tmp_path / "odd.pth")
+    config = EncoderConfig(width=192, depth=1, heads=3, patch_size=4)
+    save_file(to_vit(transformer(config).state_dict(), config, (2, 2)), tmp_path / "tiny.safetensors")
+    assert cjepa.load_encoder(tmp_path / "tiny.safetensors").encoder.config.heads == 3
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (3, 5), (16, 16), (28, 28), (2, 9)])
+@pytest.mark.parametrize("scale", [1.0, 0.25, 0.0])
+def test_positions_tell_grid_and_scale(grid: tuple[int, int], scale: float) -> None:
+    config = CONFIG.model_copy(update={"position_scale": scale})
+    found = find_positions(scaled_positions(config, grid), "file")
+    assert found.scale == pytest.approx(scale)
+    assert scale == 0 or found.grid == grid
+
+
+def test_ratios_of_released_sizes_give_their_hidden_width_back(tmp_path: Path) -> None:
+    """Meta's ViT-g has 6144 hidden units at a width of 1408; 6144 / 1408 is no round number."""
+    for width in (1408, 176, 44):
+        hidden = width * 48 // 11
+        config = EncoderConfig(width=width, depth=1, heads=4, patch_size=2, mlp_ratio=48 / 11 + 1e-9)
+        weights = to_vit(transformer(config).state_dict(), config, (1, 1))
+        save_file(weights, tmp_path / "g.safetensors")
+        read = open_weights(tmp_path / "g.safetensors", 4)
+        assert int(width * read.config.mlp_ratio) == hidden
+    assert {size[2] for size in SIZES.values()} == {3, 6, 12, 16}
+
+
+def test_our_folder_and_what_is_wrong_with_it(tmp_path: Path) -> None:
+    ours = pretrained(crop=0.9)
+    write_folder(tmp_path, ours.encoder.config, ours.preparation, ours.encoder.state_dict())
+    again = cjepa.load_encoder(tmp_path)
+    assert torch.equal(again(pixels()), ours(pixels()))
+    assert again.preparation == ours.preparation
+    assert again.encoder.config == ours.encoder.config
+    values = json.loads((tmp_path / "config.json").read_text())
+    for changes, message in (
+        ({"cjepa_format": 9}, "cjepa_format 9 is unknown to this version"),
+        ({"mean": [1, 2]}, "mean"),
+        ({"encoder": values["encoder"] | {"depth": 10**9}}, r"of another encoder .*depth 1000000000, not 3"),
+        ({"encoder": values["encoder"] | {"mlp_ratio": 2.0}}, r"another shape: blocks\.0\.mlp\.fc1\.weight"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(values | changes))
+        with pytest.raises(InputError, match=message):
+            cjepa.load_encoder(tmp_path)
+
+
+def test_paths_that_are_nothing_known(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "weights.txt").write_text("")
+    for path, message in (
+        (tmp_path, "is of no known encoder"),
+        (tmp_path / "weights.txt", "no file of weights by its name"),
+        (tmp_path / "nothing", "is not a run folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            cjepa.load_encoder(path)
