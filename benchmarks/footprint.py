@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from cjepa.build import footprint_of
+from cjepa.build import footprint_of, longest_step
 from cjepa.config.presets import resolve
 from cjepa.runs.planning import _loaded, _take_steps
 from cjepa.training.device_memory import resident_memory
@@ -38,7 +38,7 @@ def measure(case: str) -> dict[str, Any]:
     process = _loaded(config, device)
     needs = footprint_of(config, "cpu")
     estimate = process + needs.memory(images, images)
-    _take_steps(config, device, images, STEPS)
+    _take_steps(config, device, images, [longest_step(config)] * STEPS)
     peak = resident_memory(peak=True)
     return {
         "case": case,

@@ -22,6 +22,7 @@ from cjepa.training.footprint import Footprint, Lengths, footprint
 from cjepa.training.parallel import Parallel
 from cjepa.training.state import Progressed
 from cjepa.training.trainer import Trainer, TrainingConfig
+from cjepa.types import MaskSampler
 
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
 _PROBED = 32  # steps whose masks are looked at for the longest sequences
@@ -43,8 +44,7 @@ def build_probe(config: RunConfig, splits: Splits) -> TrainingStream:
 
 def _stream(config: RunConfig, splits: Splits, first_slot: int, slots: int) -> TrainingStream:
     batch_size = config.training.batch_size
-    sampler = build_sampler(config.masking, config.grid, config.seed, batch_size)
-    return TrainingStream(splits.train, config.data, sampler, batch_size, config.seed, first_slot, slots)
+    return TrainingStream(splits.train, config.data, _sampler(config), batch_size, config.seed, first_slot, slots)
 
 
 def build_trainer(config: RunConfig, images: int, device: torch.device) -> Trainer:
@@ -62,16 +62,26 @@ def build_trainer(config: RunConfig, images: int, device: torch.device) -> Train
     )
 
 
+def longest_step(config: RunConfig) -> int:
+    """The one with the most tokens among the first steps of a run: it needs the most memory."""
+    sampler = _sampler(config)
+
+    def tokens(step: int) -> int:
+        masks = sampler(step, 0, 1)
+        return masks.targets.shape[1] * (masks.context.shape[1] + masks.targets.shape[2])
+
+    return max(range(_PROBED), key=tokens)
+
+
+def _sampler(config: RunConfig) -> MaskSampler:
+    return build_sampler(config.masking, config.grid, config.seed, config.training.batch_size)
+
+
 def footprint_of(config: RunConfig, kind: str) -> Footprint:
     """What a step of a run needs on a kind of device (cpu, cuda, mps), in the longest of its first steps."""
-    sampler = build_sampler(config.masking, config.grid, config.seed, config.training.batch_size)
-    masks = [sampler(step, 0, 1) for step in range(_PROBED)]
-    lengths = Lengths(
-        patches=config.grid[0] * config.grid[1],
-        context=max(each.context.shape[1] for each in masks),
-        blocks=config.masking.targets,
-        target=max(each.targets.shape[2] for each in masks),
-    )
+    masks = _sampler(config)(longest_step(config), 0, 1)
+    context, (blocks, target) = masks.context.shape[1], masks.targets.shape[1:]
+    lengths = Lengths(config.grid[0] * config.grid[1], context, blocks, target)
     projector = None if isinstance(config.objective, IJepaConfig) else config.objective.projector
     training = config.training
     return footprint(

@@ -38,7 +38,7 @@ def test_parameters_are_those_of_the_model(config: RunConfig) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.objective.name)
 def test_operations_are_what_the_counter_counts(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where all steps have the lengths of the longest one; VICReg's own matrices are what the formula leaves out."""
+    """Of the longest step; VICReg's own matrices are what the formula leaves out."""
     monkeypatch.setattr("cjepa.build._PROBED", 1)
     trainer, needs = build_trainer(config, 256, CPU), footprint_of(config, "cpu")
     batch, _ = step_of(config, 32)

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from cjepa.build import build_trainer, choose_device, engine_for, footprint_of
 from cjepa.config import RunConfig
 from cjepa.errors import InputError
 from cjepa.masking import build_sampler
+from cjepa.objectives import IJepaConfig
 from cjepa.training.device_memory import USABLE, device_memory, resident_memory
 from cjepa.training.footprint import Footprint
 from cjepa.types import Batch
@@ -102,25 +104,24 @@ def _loaded(config: RunConfig, device: torch.device) -> float:
     """Bytes of this process before its model is built, but after all that a step loads: libraries, code, kernels."""
     if device.type == "cuda":
         return CUDA_CONTEXT
-    part = {"depth": 1}
-    model = config.model.model_copy(
-        update={
-            "encoder": config.model.encoder.model_copy(update=part),
-            "predictor": config.model.predictor.model_copy(update=part),
-        }
-    )
-    _take_steps(config.model_copy(update={"model": model}), device, 2, 1)
+    # A model that leaves nothing behind: what it takes and gives back would be counted twice.
+    narrow = {"width": 16, "depth": 1, "heads": 2}
+    encoder = config.model.encoder.model_copy(update=narrow)
+    predictor = config.model.predictor.model_copy(update=narrow)
+    model = config.model.model_copy(update={"encoder": encoder, "predictor": predictor})
+    small = config.model_copy(update={"model": model, "objective": IJepaConfig()})
+    _take_steps(small, device, 2, [0, 0])
     return resident_memory()
 
 
 def _seconds_per_image(config: RunConfig, device: torch.device) -> float:
     """Of a step on this device: the median of a few, with few images, of noise."""
     images = min(TIMED_IMAGES, config.training.batch_size)
-    return statistics.median(_take_steps(config, device, images, 1 + TIMED_STEPS)[1:]) / images
+    return statistics.median(_take_steps(config, device, images, range(1 + TIMED_STEPS))[1:]) / images
 
 
-def _take_steps(config: RunConfig, device: torch.device, images: int, steps: int) -> list[float]:
-    """Seconds of each of some steps with this many images."""
+def _take_steps(config: RunConfig, device: torch.device, images: int, steps: Sequence[int]) -> list[float]:
+    """Seconds of each of some steps with this many images of noise, and the masks of these steps of the run."""
     training = config.training.model_copy(update={"batch_size": images, "micro_batch": None, "parallel": "none"})
     small = config.model_copy(update={"training": training})
     trainer = build_trainer(
@@ -128,7 +129,7 @@ def _take_steps(config: RunConfig, device: torch.device, images: int, steps: int
     )
     sampler = build_sampler(config.masking, config.grid, config.seed, images)
     seconds = []
-    for step in range(steps):
+    for step in steps:
         pixels = torch.randint(0, 256, (images, 3, *config.data.size), dtype=torch.uint8)
         batch = Batch(pixels, sampler(step, 0, images), torch.arange(images))
         started = time.perf_counter()

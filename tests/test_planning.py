@@ -1,0 +1,39 @@
+"""`cjepa plan`: what it says of this machine, of one that is elsewhere, and what it refuses."""
+
+import pytest
+
+from cjepa.cli_text import plan_text
+from cjepa.errors import InputError
+from cjepa.runs import plan
+from tests.training.conftest import tiny_config
+
+
+def test_this_machine_is_measured() -> None:
+    made = plan(tiny_config(), "cpu", 1, images=1000)
+    assert made.seconds_per_image is not None
+    assert made.seconds_per_epoch == pytest.approx(1000 * made.seconds_per_image)
+    assert made.engine == "none"
+    assert made.micro_batch == made.batch_size == 32
+    assert made.process < made.memory < made.available
+    assert "images/s" in plan_text(made)
+
+
+def test_a_device_that_is_elsewhere_is_computed_only() -> None:
+    made = plan(tiny_config(), "cuda:A100", 8, images=1000)
+    assert made.engine == "ddp"
+    assert made.micro_batch == 4
+    assert made.seconds_per_epoch is None
+    assert "time            unknown" in plan_text(made)
+
+
+def test_what_does_not_fit_is_sharded_and_taken_in_parts() -> None:
+    big = tiny_config(model={"encoder": {"width": 4096, "depth": 48, "heads": 32, "patch_size": 2}})
+    made = plan(big, "cuda:A100", 8, images=None)
+    assert made.engine == "fsdp"
+    assert made.memory < 8 * made.footprint.memory(4, 4)
+
+
+@pytest.mark.parametrize(("device", "ranks", "message"), [("cuda:Z9", 1, "cuda:H100"), ("cpu", 5, "multiple of 5")])
+def test_nonsense_is_refused(device: str, ranks: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan(tiny_config(), device, ranks, images=None)
