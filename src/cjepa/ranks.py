@@ -121,14 +121,14 @@ def gather(rows: Shaped[Tensor, "b *rest"]) -> Shaped[Tensor, "B *rest"]:
     """
     if world_size() == 1:
         return rows
-    return _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    return _Gather.apply(rows)
 
 
 def mean(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """The mean over the ranks, element by element. Differentiable, with the mean of the ranks' gradients."""
     if world_size() == 1:
         return value
-    return _Mean.apply(value)  # type: ignore[no-untyped-call]
+    return _Mean.apply(value)
 
 
 def averages(values: Sequence[float]) -> list[float]:

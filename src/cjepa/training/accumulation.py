@@ -59,5 +59,5 @@ def backward_in_parts(
             again = embed(part, known)
             pairs = ((again.context, context.grad), (again.predicted, predicted.grad))
             asked = [(output, gradient[rows]) for output, gradient in pairs if gradient is not None]
-            torch.autograd.backward(*zip(*asked, strict=True))
+            torch.autograd.backward([output for output, _ in asked], [gradient for _, gradient in asked])
     return loss
