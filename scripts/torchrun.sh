@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# A run on several machines without a scheduler; the same line on each of them, started within ten minutes:
+#
+#   FIRST=node1 NODES=2 RANKS_PER_NODE=8 scripts/torchrun.sh imagenet-vit-b data=DIR --out RUN
+#
+# FIRST is the name or address of one of the machines. DIR holds the same images everywhere; RUN is written by rank 0
+# alone, so after a restart it must be where rank 0 then is: a shared folder.
+set -eu
+exec torchrun --nnodes "${NODES:-1}" --nproc-per-node "${RANKS_PER_NODE:-1}" \
+  --rdzv-backend c10d --rdzv-endpoint "${FIRST:-localhost}:${PORT:-29500}" --rdzv-id "${JOB:-cjepa}" \
+  --max-restarts 3 --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown-timeout 240 \
+  -m cjepa pretrain "$@"
