@@ -12,8 +12,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cjepa import __version__
+from cjepa.cli_arguments import Changes, Origin, Weights, one_of, variant
+from cjepa.cli_files import embed, export, shard
 from cjepa.cli_terminal import messages_on_terminal, print_table
-from cjepa.errors import CjepaError, InputError, NoValidCheckpointError, StoppedEarly
+from cjepa.errors import CjepaError, NoValidCheckpointError, StoppedEarly
 
 if TYPE_CHECKING:
     from cjepa.evaluation import Evaluation
@@ -75,15 +77,6 @@ app = typer.Typer(
 config_app = typer.Typer(help="Presets and configuration keys.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 
-Origin = Annotated[
-    str, typer.Argument(metavar="PRESET|FILE.yaml", help="A preset (see cjepa config list) or a YAML file.")
-]
-Changes = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to single keys.", show_default=False)
-]
-Weights = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run folder, or weights: an export, an I-JEPA checkpoint, ...")
-]
 RunToCheck = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run folder to check.", show_default=False)]
 
 
@@ -196,8 +189,8 @@ def evaluate(
     results = evaluate_run(
         run,
         [_evaluation(name, changes or [])],
-        which=_one_of("--encoder", encoder, get_args(Which)),
-        checkpoint=_one_of("--checkpoint", checkpoint, get_args(When)),
+        which=one_of("--encoder", encoder, get_args(Which)),
+        checkpoint=one_of("--checkpoint", checkpoint, get_args(When)),
         images=images,
         device=device,
     )
@@ -205,84 +198,9 @@ def evaluate(
     typer.echo(results_text(results, run))
 
 
-@app.command(cls=_ExportCommand, short_help="Write an encoder in the format of another library.")
-def export(
-    run: Weights,
-    out: Annotated[Path, typer.Option(help="The folder to write, new or empty.")],
-    changes: Changes = None,
-    name: Annotated[
-        str, typer.Option("--format", help="safetensors, transformers, timm, onnx or torch-export.")
-    ] = "safetensors",
-    encoder: Annotated[str, typer.Option(help="Which encoder: target or context.")] = "target",
-    checkpoint: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
-    licence: Annotated[
-        str, typer.Option(help="Identifier of the weights' licence, for the model card.", show_default=False)
-    ] = "",
-) -> None:
-    """Write the encoder of RUN with a model card: cjepa export RUN --format timm --out DIR.
-
-    What was written is opened again by the library it is for, and has to give the same numbers; the largest difference
-    is printed. When it is off, nothing is left and the exit code is 2.
-    """
-    from cjepa.build import When, Which
-    from cjepa.cli_text import export_text
-    from cjepa.export import ExportConfig
-    from cjepa.runs import export_run
-
-    written = export_run(
-        run,
-        _variant("format", ExportConfig, name, changes or []),
-        out,
-        which=_one_of("--encoder", encoder, get_args(Which)),
-        checkpoint=_one_of("--checkpoint", checkpoint, get_args(When)),
-        licence=licence,
-    )
-    typer.echo(export_text(written))
-
-
-@app.command(short_help="Embed all images of a folder, list or shards.")
-def embed(
-    run: Weights,
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder, list or shards of images.")],
-    out: Annotated[Path, typer.Option(help="The file to write: .npy, .parquet or .safetensors.")],
-    features: Annotated[str, typer.Option(help="pooled, patches or both.")] = "pooled",
-    image_size: Annotated[
-        str, typer.Option(help="Side, or HEIGHTxWIDTH, in pixels.", show_default="that of the training")
-    ] = "",
-    encoder: Annotated[str, typer.Option(help="Which encoder: target or context.")] = "target",
-    checkpoint: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16; embeddings are float32.")] = "float32",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images, 0 for the main one.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-) -> None:
-    """Embed all images with the encoder of RUN: cjepa embed RUN IMAGES --out embeddings.npy.
-
-    Row i is image i, in the order of the names that are written too. An image that cannot be read has an empty row
-    (NaN, in .parquet null) and a line in a .unreadable.jsonl. When interrupted, the same command continues.
-    """
-    from cjepa.build import When, Which
-    from cjepa.cli_text import embedded_text
-    from cjepa.embedding import Features
-    from cjepa.runs import EmbeddingJob, embed_images
-
-    job = EmbeddingJob(
-        _one_of("--features", features, get_args(Features)),
-        _size(image_size),
-        batch_size,
-        _one_of("--precision", precision, ("float32", "bfloat16")),
-    )
-    embedded = embed_images(
-        run,
-        images,
-        out,
-        job,
-        which=_one_of("--encoder", encoder, get_args(Which)),
-        checkpoint=_one_of("--checkpoint", checkpoint, get_args(When)),
-        device=device,
-        workers=workers,
-    )
-    typer.echo(embedded_text(embedded))
+app.command(cls=_ExportCommand, short_help="Write an encoder in the format of another library.")(export)
+app.command(short_help="Embed all images of a folder, list or shards.")(embed)
+app.command(short_help="Pack images into tar shards, or index shards.")(shard)
 
 
 @app.command(short_help="Train on images that are already here, in minutes.")
@@ -301,49 +219,6 @@ def demo(
     shown = run_demo(out, changes or [])
     print_table(demo_table(shown))
     typer.echo(demo_text(shown))
-
-
-@app.command(short_help="Pack images into tar shards, or index shards.")
-def shard(
-    images: Annotated[str, typer.Argument(metavar="IMAGES", help="A folder of images, or what else data= takes.")],
-    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Where to write.", show_default=False)] = None,
-    changes: Changes = None,
-    size: Annotated[
-        int | None, typer.Option(min=16, help="Reduce the shorter side to this many pixels.", show_default=False)
-    ] = None,
-    image_format: Annotated[
-        str, typer.Option("--format", help="Of reduced images: jpeg (quality 95) or png (lossless, larger).")
-    ] = "jpeg",
-    images_per_shard: Annotated[
-        int | None, typer.Option(min=1, help="Images in a shard.", show_default="about 256 MB of them")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Images that are reduced at a time.")] = 1,
-    index_only: Annotated[
-        bool, typer.Option("--index-only", help="IMAGES holds tar shards: write an index into OUT, or beside them.")
-    ] = False,
-) -> None:
-    """Pack images into tar shards (WebDataset layout) that pretrain reads by offset: cjepa shard DIR OUT --size 256.
-
-    Then: cjepa pretrain PRESET data=OUT. Order, number and names stay those of the images; a folder with train and
-    test is packed as OUT/train and OUT/test. Another source: cjepa shard FOLDER OUT data.source.name=parquet. When
-    interrupted, the same command goes on behind the last whole shard. Shards made by others: cjepa shard --index-only
-    SHARDS [OUT].
-    """
-    from cjepa.cli_text import sharded_text
-    from cjepa.runs import index_shards, shard_images
-    from cjepa.runs.shard_writing import Format, Packing
-    from cjepa.runs.sharding import data_of
-
-    if index_only:
-        shards, index = Path(images), out or Path(images)
-        beside = f"data={shards}"
-        apart = f"data.source.name=shards data.source.path={shards} data.source.index={index}"
-        typer.echo(sharded_text(index_shards(shards, index), beside if index == shards else apart))
-        return
-    if out is None:
-        raise InputError("name the folder to write the shards into: cjepa shard IMAGES OUT")
-    packing = Packing(size, _one_of("--format", image_format, get_args(Format)), images_per_shard)
-    typer.echo(sharded_text(shard_images(data_of(images, changes or []), out, packing, workers), f"data={out}"))
 
 
 @app.command(short_help="Write one HTML page about one or several runs.")
@@ -381,8 +256,8 @@ def visualize(
     from cjepa.runs import Picture
     from cjepa.runs import visualize as draw
 
-    chosen = _one_of("PICTURE", picture, get_args(Picture))
-    when = _one_of("--checkpoint", checkpoint, get_args(When))
+    chosen = one_of("PICTURE", picture, get_args(Picture))
+    when = one_of("--checkpoint", checkpoint, get_args(When))
     for path in draw(chosen, run, images, out, checkpoint=when, device=device):
         typer.echo(str(path))
 
@@ -446,30 +321,4 @@ def schema() -> None:
 def _evaluation(name: str, changes: Sequence[str]) -> "Evaluation":
     from cjepa.evaluation import EvaluationConfig
 
-    return cast("Evaluation", _variant("evaluation", EvaluationConfig, name, changes))
-
-
-def _variant(kind: str, union: Any, name: str, changes: Sequence[str]) -> Any:
-    """The config of a named variant after the changes."""
-    from cjepa.config import apply_overrides, nearest_first, parse, parts_of, variant_name
-
-    parts = {variant_name(part) or "": part for part in parts_of(union)}
-    if name not in parts:
-        raise InputError(f"there is no {kind} {name}; it is one of {', '.join(nearest_first(name, parts))}")
-    return parse(parts[name], apply_overrides(parts[name], {}, changes))
-
-
-def _size(text: str) -> tuple[int, int] | None:
-    """Height and width of "224" or "224x336"; None for the encoder's own."""
-    if not text:
-        return None
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() and 0 < len(side) < 6 and int(side) > 0 for side in sides):
-        raise InputError(f"--image-size {text}: write a side in pixels, or HEIGHTxWIDTH, such as 224x336")
-    return int(sides[0]), int(sides[-1])
-
-
-def _one_of(option: str, given: str, choices: tuple[Any, ...]) -> Any:
-    if given not in choices:
-        raise InputError(f"{option} {given}: it is one of {', '.join(choices)}")
-    return given
+    return cast("Evaluation", variant("evaluation", EvaluationConfig, name, changes))

@@ -1,18 +1,17 @@
 """Every image of a source once, in its order, in whole batches; unreadable ones are reported, not replaced."""
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from cjepa.data.crops import centre_crop
 from cjepa.data.decoding import UnreadableImageError
+from cjepa.data.loader import PATIENCE, Notes, load
 from cjepa.data.source import ImageSource
-from cjepa.data.stream import _leave_signals_to_the_main_process
 from cjepa.types import Unreadable
 
 
@@ -37,6 +36,7 @@ class EveryImage(Dataset[ImageBatch]):
         self.size = size
         self.share = share
         self.batch_size = batch_size
+        self.notes = Notes(0)
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)
@@ -48,7 +48,8 @@ class EveryImage(Dataset[ImageBatch]):
         unreadable = []
         for row, index in enumerate(indices):
             try:
-                image = self.source.load(index)
+                with self.notes.reading(index):
+                    image = self.source.load(index)
             except UnreadableImageError as error:
                 unreadable.append(Unreadable(index, self.source.names[index], str(error)))
                 continue
@@ -56,16 +57,20 @@ class EveryImage(Dataset[ImageBatch]):
         return ImageBatch(first, images, tuple(unreadable))
 
 
-def iterate_every(images: EveryImage, first_batch: int, workers: int) -> Iterator[ImageBatch]:
-    """The batches from first_batch on, decoded by this many processes, 0 for this one."""
-    with warnings.catch_warnings():  # torch advises against more workers than cores; the user chose them
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        yield from DataLoader(
-            images,
-            batch_size=None,
-            sampler=range(first_batch, len(images)),
-            num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_signals_to_the_main_process,
-            generator=torch.Generator().manual_seed(0),  # drawing from the global one would change the caller's numbers
-        )
+def iterate_every(
+    images: EveryImage, first_batch: int, workers: int, patience: float = PATIENCE
+) -> Iterator[ImageBatch]:
+    """The batches from first_batch on, decoded by this many processes, 0 for this one.
+
+    Raises WorkerError when a worker dies or hangs for `patience` seconds.
+    """
+    images.notes = Notes(workers)
+    return load(
+        images,
+        range(first_batch, len(images)),
+        images.notes,
+        images.source.names.__getitem__,
+        workers=workers,
+        patience=patience,
+        pinned=torch.cuda.is_available(),
+    )

@@ -37,9 +37,10 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _batches(
-    images: Dataset[Tensor] | Tensor, batch_size: int, workers: int, pinned: bool, patience: float
+def batches_of(
+    images: Dataset[Tensor] | Tensor, batch_size: int, workers: int, pinned: bool = False, patience: float = PATIENCE
 ) -> Iterable[Tensor]:
+    """Images in batches, in order; a dead or hung worker is a WorkerError that names the image."""
     if isinstance(images, Tensor):
         return torch.split(images, batch_size)
     name = images.source.names.__getitem__ if isinstance(images, EvaluationImages | TwoCrops) else "item {}".format
@@ -90,7 +91,7 @@ def extract_features(
         _evaluation_mode(encoder),
         torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
     ):
-        for batch in _batches(images, batch_size, workers, device.type == "cuda", patience):
+        for batch in batches_of(images, batch_size, workers, device.type == "cuda", patience):
             assert batch.dtype == torch.uint8, f"images must be uint8, not {batch.dtype}"
             pixels = batch.flatten(0, -4).to(device, non_blocking=True)
             vectors = pooled(encoder, normalise(pixels, mean, std), pooling)

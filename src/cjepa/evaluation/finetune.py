@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 
 from cjepa.data import EvaluationImages
 from cjepa.errors import InputError
 from cjepa.evaluation.batches import LabelledBatches, steps_of
+from cjepa.evaluation.features import batches_of
 from cjepa.evaluation.fitting import SCALE, Plan, fit, warmup_cosine
 from cjepa.evaluation.labelled import LabelledImages
 from cjepa.evaluation.task import EncoderTask, Values
@@ -170,15 +170,16 @@ class FinetuneTask(EncoderTask):
     def _accuracy(self, model: Classifier, work: Work) -> float:
         model.eval()
         data, test, right, done = self.images.data, self.images.test, 0, 0
-        batches = DataLoader(EvaluationImages(test, data), work.batch_size, num_workers=work.workers)
+        images = EvaluationImages(test, data)
+        batches = batches_of(images, work.batch_size, work.workers, patience=data.worker_timeout)
         with torch.inference_mode(), work.progress("test image", len(test)) as line:
-            for images in batches:
+            for batch in batches:
                 with work.autocast():
-                    logits = model(normalise(images.to(work.device), data.mean, data.std))
-                labels = torch.from_numpy(test.labels[done : done + len(images)]).to(work.device)
+                    logits = model(normalise(batch.to(work.device), data.mean, data.std))
+                labels = torch.from_numpy(test.labels[done : done + len(batch)]).to(work.device)
                 right += int((logits.argmax(1) == labels).sum())
-                done += len(images)
-                line.update(done, {}, len(images))
+                done += len(batch)
+                line.update(done, {}, len(batch))
         return 100 * right / done
 
 

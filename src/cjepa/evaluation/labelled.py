@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from cjepa.data import DataConfig, EvaluationImages, ImageSource
 from cjepa.evaluation.baselines import colour_statistics, raw_pixels
-from cjepa.evaluation.features import LabelledFeatures, extract_features
+from cjepa.evaluation.features import LabelledFeatures, batches_of, extract_features
 from cjepa.evaluation.pooling import PoolingConfig
 from cjepa.evaluation.work import Work
 from cjepa.models.pretrained import PretrainedEncoder
@@ -85,7 +84,8 @@ class LabelledImages:
 
     def _computed(self, function: Callable[[Tensor], Tensor], work: Work) -> LabelledFeatures:
         def features(source: ImageSource) -> Tensor:
-            batches = DataLoader(EvaluationImages(source, self.data), work.batch_size, num_workers=work.workers)
+            images = EvaluationImages(source, self.data)
+            batches = batches_of(images, work.batch_size, work.workers, patience=self.data.worker_timeout)
             return torch.cat([function(batch) for batch in batches])
 
         return self._labelled(features(self.train), features(self.test))

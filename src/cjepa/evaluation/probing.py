@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 
 from cjepa.data import EvaluationImages, ImageSource
 from cjepa.data.source import Subset
 from cjepa.evaluation.batches import LabelledBatches, steps_of
+from cjepa.evaluation.features import batches_of
 from cjepa.evaluation.fitting import Plan, fit, warmup_cosine
 from cjepa.evaluation.labelled import LabelledImages
 from cjepa.evaluation.linear import validation_images
@@ -111,13 +111,14 @@ class ProbeTask(EncoderTask):
     ) -> list[float]:
         """Percent right of every head on centre crops."""
         data, right, done = self.images.data, np.zeros(len(heads), dtype=np.int64), 0
-        batches = DataLoader(EvaluationImages(source, data), work.batch_size, num_workers=work.workers)
+        images = EvaluationImages(source, data)
+        batches = batches_of(images, work.batch_size, work.workers, patience=data.worker_timeout)
         with torch.inference_mode(), work.progress(what, len(source)) as line:
-            for images in batches:
+            for batch in batches:
                 with work.autocast():
-                    features = self.probe.encode(encoder, normalise(images.to(work.device), data.mean, data.std))
-                labels = torch.from_numpy(source.labels[done : done + len(images)]).to(work.device)
+                    features = self.probe.encode(encoder, normalise(batch.to(work.device), data.mean, data.std))
+                labels = torch.from_numpy(source.labels[done : done + len(batch)]).to(work.device)
                 right += [int((head(features.float()).argmax(1) == labels).sum()) for head in heads]
-                done += len(images)
-                line.update(done, {}, len(images))
+                done += len(batch)
+                line.update(done, {}, len(batch))
         return [float(100 * count / done) for count in right]

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cjepa.data import UnreadableImageError, decode
 from cjepa.data.decoding import PILLOW_LIMIT
-from cjepa.data.folder import EXTENSIONS
+from cjepa.data.files import EXTENSIONS
 from cjepa.errors import InputError
 
 UNSCORED = 255

@@ -11,8 +11,9 @@ from cjepa.config import RunConfig, dump_yaml
 from cjepa.export import AnyExport, Export, export_encoder
 from cjepa.export.card import Card, Table, render_card
 from cjepa.models.weights import holds_weights
+from cjepa.runs.continuing import DATA
 from cjepa.runs.evaluating import UNTRAINED, results_path
-from cjepa.runs.pretraining import DATA, START
+from cjepa.runs.pretraining import START
 from cjepa.training.health import Record, judge
 from cjepa.training.metrics import read_metrics
 from cjepa.training.rows import read_rows

@@ -15,7 +15,7 @@ from cjepa.build import When, Which, build_encoder, choose_device, find_checkpoi
 from cjepa.config import RunConfig
 from cjepa.data import NO_LABEL, EvaluationImages, UnreadableImageError, decode, open_source
 from cjepa.data.crops import centre_crop
-from cjepa.data.folder import EXTENSIONS
+from cjepa.data.files import EXTENSIONS
 from cjepa.errors import InputError
 from cjepa.evaluation.monitor import some_images
 from cjepa.models.attention import attention_received
