@@ -21,7 +21,8 @@ HALF_SHARE = 0.56
 """bfloat16 on a fused kernel: of a block's numbers the residual stream stays float32 (4 + 2 + 6 + 2 + 4 + 2 + 4 r
 bytes at r = 4 instead of 64); counted by hand from autocast's rules, not measured."""
 HALF_SHARE_ON_CPU = 0.75
-"""bfloat16 on a CPU, where attention is not fused and autocast's copies stay (measured, benchmarks/footprint.py)."""
+"""bfloat16 on a CPU, where attention is not fused and autocast's copies stay: an estimate from one
+measured peak of ViT-T, to be replaced by what benchmarks/footprint.py finds."""
 
 
 @dataclass(frozen=True)
