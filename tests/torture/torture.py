@@ -166,6 +166,14 @@ def has_ended(child: int) -> bool:
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
+def stop(child: int) -> None:
+    """Stop a life. One that is starting a program of its own waits for that, which is stopped too: no longer than so."""
+    os.killpg(child, signal.SIGSTOP)
+    deadline = time.monotonic() + LONGEST
+    while os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOHANG) is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
 def live_and_die(run: Run, chance: random.Random, real: bool) -> None:
     """One life: started, killed at a random time, counted where it stood."""
     child = run.start(real, workers=chance.choice([0, 0, 1]))
@@ -177,8 +185,7 @@ def live_and_die(run: Run, chance: random.Random, real: bool) -> None:
         assert code == 0, f"a life ended by itself with {code}:\n{run.log.read_text()[-3000:]}"
         run.finished_early += 1
         return
-    os.killpg(child, signal.SIGSTOP)
-    os.waitpid(child, os.WUNTRACED)
+    stop(child)
     position = run.position()
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
