@@ -167,7 +167,7 @@ def has_ended(child: int) -> bool:
 
 
 def stop(child: int) -> None:
-    """Stop a life. One that is starting a program of its own waits for that, which is stopped too: no longer than so."""
+    """Stop a life. One that is just starting a program waits for that, which is stopped too, so it is not awaited."""
     os.killpg(child, signal.SIGSTOP)
     deadline = time.monotonic() + LONGEST
     while os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOHANG) is None and time.monotonic() < deadline:

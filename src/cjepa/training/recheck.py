@@ -20,7 +20,8 @@ def recheck(parameters: Mapping[str, nn.Parameter], compute: Callable[[], object
     compute: adds the gradients of the step to those of the parameters, which hold the first result and are left with
     the second. Only for devices whose arithmetic is deterministic, as the CPU's is.
     """
-    first = {name: parameter.grad for name, parameter in parameters.items()}
+    # Copies: with several ranks gradients are views of DDP's buckets, which the second pass writes into again.
+    first = {name: None if each.grad is None else each.grad.clone() for name, each in parameters.items()}
     for parameter in parameters.values():
         parameter.grad = None
     compute()
