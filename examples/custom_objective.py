@@ -43,7 +43,7 @@ def main(images: str, steps: int = 100, changes: tuple[str, ...] = ()) -> list[f
     trainer = Trainer(config.training, model, Barlow(), prepare, count, config.data.max_unreadable_share, cpu)
     losses = []
     for batch in iterate(build_stream(config, splits), 0, steps, config.data.workers):
-        loss, _ = trainer.take_step(batch)
+        loss = trainer.take_step(batch).loss
         trainer.progress.step += 1  # schedules are functions of the step
         losses.append(float(loss.total.detach()))
         print(trainer.progress.step, {name: round(float(term), 4) for name, term in loss.terms.items()})

@@ -105,7 +105,7 @@ def test_other_versions_and_threads_are_recorded_and_told(
     run: Path, finished: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = json.loads((run / "checkpoints" / "step-00000003" / "state.json").read_text())
-    assert {"torch", "cjepa", "pillow", "device", "threads"} == set(state["made_with"])
+    assert {"torch", "cjepa", "pillow", "device", "threads", "ranks"} == set(state["made_with"])
     assert state["seed"] == 0
     now = state["made_with"] | {"torch": "9.9"}
     monkeypatch.setattr(pretraining, "essentials", lambda device: now)

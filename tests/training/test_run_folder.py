@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cjepa.errors import InputError
+from cjepa.errors import InputError, StorageError
 from cjepa.training.run_folder import RunFolder
 
 
@@ -91,7 +91,7 @@ class TestWriting:
         with RunFolder(tmp_path / "run") as folder:
             folder.write("config.yaml", "name: ü\n")
             monkeypatch.setattr(os, "fsync", _fail)
-            with pytest.raises(OSError, match="No space"):
+            with pytest.raises(StorageError, match="No space"):
                 folder.write("config.yaml", "half")
             assert (folder.path / "config.yaml").read_text(encoding="utf-8") == "name: ü\n"
             assert not list(folder.path.glob(".tmp-*"))

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
 from time import monotonic
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +29,8 @@ PATIENCE = 600.0
 """Seconds to wait for a batch before a worker counts as hung, on a file system that went away for instance."""
 _LOOK_EVERY = 2
 """Seconds after which a waiting process looks whether its workers are alive."""
+_A_MOMENT = 1.0
+"""Seconds that a worker whose connection broke has to be seen dead."""
 _NOTHING = -1
 _MORE_SHARED_MEMORY = "use data.workers=0, or make it larger (docker run --shm-size=8g)"
 _LIKELY_CAUSES: dict[int, str] = {
@@ -132,6 +135,11 @@ def _next(
     while True:
         try:
             return next(items, None)
+        except (ConnectionError, EOFError):  # it died with a batch that was not fetched yet
+            dead = [process for process in processes if not _lives_on(process)]
+            if not dead:
+                raise
+            return _death(dead[0], notes, name)
         except RuntimeError as error:
             dead = [process for process in processes if not process.is_alive()]
             if dead and "DataLoader worker" in str(error):
@@ -142,6 +150,12 @@ def _next(
                 raise
             if monotonic() - started >= patience:
                 return _hang(notes, name, patience)
+
+
+def _lives_on(process: BaseProcess) -> bool:
+    """False for a process that has ended, or is about to."""
+    process.join(_A_MOMENT)
+    return process.is_alive()
 
 
 def _death(process: BaseProcess, notes: Notes, name: Callable[[int], str]) -> WorkerError:
@@ -220,11 +234,20 @@ def _begin_worker(main_process: int, notes: Notes, worker: int) -> None:
     """Ctrl-C and a scheduler signal every process of a job; workers must go on while the main one saves."""
     torch.set_num_threads(1)
     notes.begin(worker)
+    sys.excepthook = _silent_about_a_main_process_that_left
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere the sender of a signal cannot be told
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_on_request_of, args=(main_process,), daemon=True).start()
+
+
+def _silent_about_a_main_process_that_left(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """A signal may end the main process while it fetches a batch; the worker's part of that is no fault to print."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_on_request_of(main_process: int) -> None:
