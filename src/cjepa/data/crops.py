@@ -65,11 +65,26 @@ def random_crop(
     Ratios are relative to that of `size`, so that a square and an oblong image size distort equally little.
     With `flip`, half of the crops are mirrored.
     """
-    aspect = size[1] / size[0]
-    box = random_box(draws, (image.height, image.width), scale, (ratio[0] * aspect, ratio[1] * aspect))
+    box = training_box(draws, (image.height, image.width), size, scale, ratio)
     pixels = resized(image, box, size)
-    mirrored = flip and draws[2 * _ATTEMPTS + 2] < 0.5
-    return np.ascontiguousarray(pixels[:, :, ::-1]) if mirrored else pixels
+    return np.ascontiguousarray(pixels[:, :, ::-1]) if flip and is_mirrored(draws) else pixels
+
+
+def training_box(
+    draws: Sequence[float],
+    image: tuple[int, int],
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Box:
+    """The box of random_crop in an image of this height and width."""
+    aspect = size[1] / size[0]
+    return random_box(draws, image, scale, (ratio[0] * aspect, ratio[1] * aspect))
+
+
+def is_mirrored(draws: Sequence[float]) -> bool:
+    """Whether random_crop mirrors, where it may."""
+    return draws[2 * _ATTEMPTS + 2] < 0.5
 
 
 def resized(image: Image.Image, box: Box, size: tuple[int, int]) -> npt.NDArray[np.uint8]:

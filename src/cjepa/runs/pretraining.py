@@ -1,5 +1,6 @@
 """`cjepa pretrain`: from a config and an empty folder, or the run that the folder holds, to a trained encoder."""
 
+import copy
 import json
 import logging
 from collections.abc import Callable, Collection, Generator, Iterator
@@ -12,13 +13,16 @@ from torch import nn
 
 from cjepa.build import CONFIG, build_probe, build_stream, build_trainer, choose_device, start_weights
 from cjepa.config import RunConfig, dump_yaml
-from cjepa.data import Splits, TrainingStream, iterate, open_source
+from cjepa.data import Splits, TrainingStream, device_images, iterate, open_source
 from cjepa.errors import InputError
 from cjepa.evaluation.monitor import Monitor
 from cjepa.ranks import collect, from_first, joined, slots, world_size
+from cjepa.runs.caching import CACHE, cached, remove_cache
 from cjepa.runs.continuing import DATA, refuse_another_config, refuse_other_images
 from cjepa.runs.recording import Recorder
+from cjepa.runs.waiting import Waiting
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
+from cjepa.training.device_memory import device_memory
 from cjepa.training.divergence import RolledBack
 from cjepa.training.environment import describe_environment, essentials
 from cjepa.training.health import Verdict
@@ -88,6 +92,7 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
                 verdict = _train(config, run, trainer, stream, monitor, store)
             except RolledBack:
                 continue
+        from_first(lambda: remove_cache(folder))
         done = trainer.progress
         return Outcome(
             folder, verdict, monitor.quality, done.untrained, done.latest, done.best_step, trainer.total_steps
@@ -131,17 +136,31 @@ def _train(
     unreadable = RowLog(run.path / UNREADABLE)
     from_first(lambda: unreadable.truncate_after(last))
     about = {"seed": config.seed, MADE_WITH: essentials(trainer.device)}
-    with _writers(config, run.path, last, trainer, monitor) as writers:
+    waiting = Waiting()
+    with _writers(config, run.path, last, trainer, monitor, waiting) as writers:
         dumps = CheckpointStore(run.path / DIVERGED)
         records = Records(store, dumps, writers, unreadable, about, config.training.on_failed_write)
-        return trainer.train(_batches(stream, trainer, config), monitor, records)
+        verdict = trainer.train(_batches(stream, trainer, config, run.path / CACHE, waiting), monitor, records)
+        _log.info("of the time of training, %.1f %% was waiting for images", 100 * waiting.share)
+        return verdict
 
 
 def _batches(
-    stream: TrainingStream, trainer: Trainer, config: RunConfig
+    stream: TrainingStream, trainer: Trainer, config: RunConfig, folder: Path, waiting: Waiting
 ) -> Callable[[int], Generator[Batch, None, None]]:
-    workers, patience = config.data.workers, config.data.worker_timeout
-    return lambda step: iterate(stream, step, trainer.total_steps, workers, patience)
+    """What the trainer asks for batches; the images are decoded when it does, so that a signal may interrupt that."""
+
+    def batches(step: int) -> Generator[Batch, None, None]:
+        if step >= trainer.total_steps:
+            return
+        data, ready = config.data, copy.copy(stream)
+        ready.source = cached(stream.source, data.cache or folder, data.cache_bytes)
+        if trainer.device.type == "cuda":
+            ready.on_device = device_images(ready.source, data, trainer.device, device_memory(trainer.device))
+        workers = 0 if ready.on_device else data.processes
+        yield from waiting.timed(iterate(ready, step, trainer.total_steps, workers, data.worker_timeout))
+
+    return batches
 
 
 def _announce(config: RunConfig, splits: Splits, trainer: Trainer, folder: Path) -> None:
@@ -223,7 +242,7 @@ def _sharded(config: RunConfig) -> bool:
 
 @contextmanager
 def _writers(
-    config: RunConfig, folder: Path, last: int, trainer: Trainer, monitor: Monitor
+    config: RunConfig, folder: Path, last: int, trainer: Trainer, monitor: Monitor, waiting: Waiting
 ) -> Iterator[list[MetricsWriter]]:
     """The first rank's writers, closed at the end, also after an error; the others have none."""
     with ExitStack() as stack:
@@ -234,7 +253,7 @@ def _writers(
             if config.logging.report and not _sharded(
                 config
             ):  # after the others: the page shows what they have written
-                opened.append(Recorder(folder, config, trainer.model, monitor, last))
+                opened.append(Recorder(folder, config, trainer.model, monitor, waiting, last))
             for writer in opened:
                 stack.callback(writer.close)
                 writers.append(writer)
