@@ -102,7 +102,7 @@ def test_an_estimate_that_was_too_low_does_not_fill_the_disk(
 ) -> None:
     monkeypatch.setattr(caching, "decoded_bytes", lambda _: 1.0)
     assert cached(source, tmp_path / "cache", 40_000) is source
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".decoded.lock"]
 
 
 def test_zero_is_never_and_images_in_memory_need_none(source: ImageSource, tmp_path: Path) -> None:
@@ -157,11 +157,11 @@ def test_what_is_not_whole_is_made_again(source: ImageSource, tmp_path: Path, da
     elif damage == "another table":
         np.save(found.folder / TABLE, np.zeros((3, 4), np.int64))
     else:
-        found.folder.rename(found.folder.with_name(".tmp-left-by-a-kill"))
+        found.folder.rename(found.folder.with_name(".tmp-decoded-left-by-a-kill"))
     again = cached(source, tmp_path / "cache", LARGE)
     assert isinstance(again, CachedSource)
     assert same(again, source)
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".lock", again.folder.name]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".decoded.lock", again.folder.name]
 
 
 def test_of_several_that_ask_at_once_one_decodes(
@@ -202,12 +202,12 @@ def run_config(tmp_path: Path, **changes: object) -> RunConfig:
 
 
 def test_a_run_has_the_same_bits_with_and_without_and_leaves_nothing(tmp_path: Path) -> None:
-    for name, changes in (("with", {}), ("without", {"cache_bytes": 0}), ("shared", {"cache": tmp_path / "shared"})):
+    for name, changes in (("with", {}), ("without", {"cache_bytes": 0}), ("shared", {"cache": tmp_path / "cache"})):
         pretrain(run_config(tmp_path, **changes), tmp_path / name)
     metrics = {name: (tmp_path / name / "metrics.jsonl").read_bytes() for name in ("with", "without", "shared")}
     assert metrics["with"] == metrics["without"] == metrics["shared"]
     assert not (tmp_path / "with" / CACHE).exists()
-    assert len(list((tmp_path / "shared").glob("*/pixels"))) == 1
+    assert len(list((tmp_path / "cache").glob("*/pixels"))) == 1
 
 
 def test_the_log_says_how_long_images_were_waited_for(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 CACHE = ".cache"
 """Where the decoded images of a run lie in its folder, unless data.cache names another."""
-_TEMPORARY = ".tmp-"
+_LOCK, _TEMPORARY = ".decoded.lock", ".tmp-decoded-"
 _SPARE = 1.5
 """Times the size of the images that must be free on the disk: a run needs room for its checkpoints too."""
 
@@ -44,7 +44,7 @@ def cached(source: ImageSource, folder: Path, limit: int) -> ImageSource:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         place = folder / signature(source)[:32]
-        with FileLock(folder / ".lock"):
+        with FileLock(folder / _LOCK):
             found = _opened(source, place)
             if found is None:
                 _make_room(folder, place, size)
