@@ -38,9 +38,9 @@ from cjepa.training.environment import describe_environment
 RESULTS = Path(__file__).parent / "results" / "loading.json"
 STANDARD = "torchvision: ImageFolder, RandomResizedCrop, flip, ToTensor, Normalize"
 UINT8 = "torchvision: decode_image, v2 transforms of uint8"
-FOLDER, SHARDS, CACHE = "cjepa: folder", "cjepa: shards, shorter side 256", "cjepa: decoded once (data.cache)"
+FOLDER, SHARDS, CACHE = "cjepa: folder", "cjepa: shards, shorter side 256", "cjepa: decoded once"
 SCALED = "not built in: JPEG decoded at a half or a quarter (Pillow's draft)"
-WHOLE = "cjepa: decoded once, whole batches (as on a GPU, here on the CPU)"
+WHOLE = "cjepa: decoded once, cropped in whole batches"
 SCALE = (0.3, 1.0)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Take = Callable[[int, int], None]

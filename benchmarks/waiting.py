@@ -18,8 +18,9 @@ from typing import Any
 from benchmarks.guard import Spread
 from cjepa.build import build_stream, build_trainer, choose_device
 from cjepa.config.presets import resolve
-from cjepa.data import iterate, open_source
+from cjepa.data import device_images, iterate, open_source
 from cjepa.runs.caching import cached
+from cjepa.training.device_memory import device_memory
 from cjepa.training.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results" / "waiting.json"
@@ -39,6 +40,7 @@ def measure(preset: str, data: Path, steps: int, changes: list[str], scratch: Pa
         started = time.perf_counter()
         kept.source = cached(stream.source, Path(folder), 1 << 40)
         decoding = time.perf_counter() - started
+        kept.on_device = device_images(kept.source, config.data, trainer.device, device_memory(trainer.device))
         size = sum(path.stat().st_size for path in Path(folder).rglob("pixels"))
         streams = {way: iterate(each, 0, steps + 1, workers=0) for way, each in ((ANEW, stream), (ONCE, kept))}
         seconds: dict[str, list[dict[str, float]]] = {ANEW: [], ONCE: []}
@@ -56,6 +58,7 @@ def measure(preset: str, data: Path, steps: int, changes: list[str], scratch: Pa
         "images": len(splits.train),
         "batch_size": config.training.batch_size,
         "cache_bytes": size,
+        "whole_batches": kept.on_device is not None,
         "fits_the_default": size <= config.data.cache_bytes,
         "decoding_seconds": decoding,
         "seconds": seconds,

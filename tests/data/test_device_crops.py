@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cjepa.data import ArraySource, DataConfig, DemoConfig, DeviceImages, TrainingStream, device_images
+from cjepa.data import ArraySource, DataConfig, DemoConfig, TrainingStream, device_images
 from cjepa.data.crops import Box, resized
 from cjepa.data.device_crops import resized_boxes
 from cjepa.types import Batch, Masks
@@ -74,13 +74,6 @@ def test_where_it_would_not_be_the_same_or_not_fit_it_is_not_used(
     images = pictures(40, size)
     source = ArraySource(images, np.zeros(40, np.int64), ("a",))
     assert device_images(source, DataConfig(source=DemoConfig(), image_size=32), CPU, memory) is None, why
-
-
-def test_images_are_given_to_the_device_as_they_are() -> None:
-    images = pictures(4, (7, 5))
-    assert torch.equal(
-        DeviceImages(images.transpose(0, 2, 3, 1).transpose(0, 3, 1, 2), CPU).images, torch.tensor(images)
-    )
 
 
 @pytest.mark.gpu

@@ -97,7 +97,7 @@ class CachedSource:
     def pixels(self) -> npt.NDArray[np.uint8]:
         """All of them, end to end, each image row by row: [bytes]."""
         if self._pixels is None:
-            self._pixels = np.memmap(self.folder / PIXELS, np.uint8, "r")
+            self._pixels = np.memmap(self.folder / PIXELS, np.uint8, "c")  # torch warns of arrays that are not writable
         return self._pixels
 
     @property

@@ -1,17 +1,14 @@
 """Random crops of a whole batch at once, on the device that holds the images; to the bit those of crops.py.
 
-Pillow enlarges in two passes, along rows first, whose weights are numbers of 22 binary places and whose results are
-rounded to bytes. Both passes are products with a matrix for each image here. A float32 product of such numbers is not
-exact, so each weight is divided into 11 high and 11 low bits, for which it is, in TF32 too; the parts are added up as
-integers.
+Pillow enlarges in two passes, along rows first. Of every pass each result is the sum of two neighbours with weights of
+22 binary places, rounded to a byte: integers, so that any order and any device gives the same.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from cjepa.data.arrays import ArraySource
@@ -22,15 +19,14 @@ from cjepa.data.source import ImageSource
 
 SHARE_OF_MEMORY = 0.1
 """Of a device's memory that the images of a run may take."""
-_PLACES, _LOW = 22, 11
+_PLACES = 22
 
 
 class DeviceImages:
     """All images of a source, of one size, on a device: uint8 [n, 3, H, W]."""
 
-    def __init__(self, images: npt.NDArray[np.uint8], device: torch.device) -> None:
-        """images: [n, 3, H, W]."""
-        self.images = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    def __init__(self, images: UInt8[Tensor, "n 3 H W"], device: torch.device) -> None:
+        self.images = images.to(device)
 
     def crops(
         self, samples: Int[np.ndarray, "B"], draws: Sequence[Sequence[float]], config: DataConfig
@@ -57,16 +53,16 @@ def device_images(source: ImageSource, config: DataConfig, device: torch.device,
     if images is None or images.nbytes > SHARE_OF_MEMORY * memory:
         return None
     if any(side > out for side, out in zip(images.shape[2:], config.size, strict=True)):
-        return None  # crops that are shrunk: which pass Pillow takes first then differs from version to version
+        return None  # crops that are reduced: crops.py takes another way for them
     return DeviceImages(images, device)
 
 
-def _same_sized(source: ImageSource) -> npt.NDArray[np.uint8] | None:
+def _same_sized(source: ImageSource) -> UInt8[Tensor, "n 3 H W"] | None:
     match source:
         case ArraySource():
-            return source.images
+            return torch.from_numpy(np.ascontiguousarray(source.images))
         case CachedSource():
-            return None if (pixels := source.uniform) is None else pixels.transpose(0, 3, 1, 2)
+            return None if (pixels := source.uniform) is None else torch.from_numpy(pixels).permute(0, 3, 1, 2)
         case _:
             return None
 
@@ -75,32 +71,31 @@ def resized_boxes(
     images: UInt8[Tensor, "B 3 H W"], boxes: Sequence[Box], size: tuple[int, int]
 ) -> UInt8[Tensor, "B 3 h w"]:
     """A box of each image brought to one size that is no smaller: as crops.resized does with each."""
-    height, width = images.shape[2:]
-    lefts, tops, widths, heights = torch.tensor(boxes, device=images.device).T.double()
-    rows, columns = _weights(tops, heights, height, size[0]), _weights(lefts, widths, width, size[1])
-    across = _rounded(images.flatten(1, 2).float() @ columns.mT).unflatten(1, (3, height))
-    return _rounded(rows[:, :, None] @ across.float()).to(torch.uint8)
+    lefts, tops, widths, heights = torch.tensor(boxes, device=images.device).T
+    across = _enlarged(images.permute(0, 3, 1, 2).contiguous(), lefts, widths, size[1])  # [B, w, 3, H]
+    down = _enlarged(across.permute(0, 3, 2, 1).contiguous(), tops, heights, size[0])  # [B, h, 3, w]
+    return down.permute(0, 2, 1, 3).contiguous()
 
 
-def _rounded(parts: Float[Tensor, "2 ..."]) -> Int[Tensor, "..."]:
-    """High and low parts of sums with _PLACES binary places, as bytes: rounded and cut to 0 .. 255."""
-    high, low = parts.to(torch.int32)
-    return ((high << _LOW) + low + (1 << (_PLACES - 1)) >> _PLACES).clamp(0, 255)
+def _enlarged(
+    lines: UInt8[Tensor, "B n c m"], starts: Int[Tensor, "B"], counts: Int[Tensor, "B"], out: int
+) -> UInt8[Tensor, "B out c m"]:
+    """Of the lines of each image `counts` from `starts` on, brought to `out` of them by Pillow's triangle filter.
 
-
-def _weights(
-    starts: Float[Tensor, "B"], sides: Float[Tensor, "B"], full: int, out: int
-) -> Float[Tensor, "2 B out full"]:
-    """The matrices that bring the part `starts` .. + `sides` of `full` pixels to `out`: high and low parts.
-
-    Pillow's triangle filter in float64 and in the same order of operations, since the last bit may decide how a weight
-    is rounded. Where nothing is shrunk at most two taps are not 0, whose sum is the same in any order.
+    The weights are computed in float64 and in the order of Pillow (Resample.c), since the last bit may decide how one
+    is rounded.
     """
-    scale = (sides / out)[:, None]
-    centre = (torch.arange(out, device=starts.device) + 0.5) * scale
-    places = torch.arange(full, device=starts.device) - starts[:, None, None]
-    distances = (places - centre[..., None] + 0.5).abs()
-    inside = (places >= 0) & (places < sides[:, None, None])
-    weights = torch.where(inside & (distances < 1.0), 1.0 - distances, 0.0)
-    fixed = (0.5 + weights / weights.cumsum(-1)[..., -1:] * (1 << _PLACES)).long()
-    return torch.stack([fixed >> _LOW, fixed & ((1 << _LOW) - 1)]).float()
+    scale = counts.double() / out
+    centre = (torch.arange(out, device=lines.device) + 0.5) * scale[:, None]
+    first = (centre - 0.5).floor()
+    near = torch.stack([first, first + 1])  # [2, B, out]
+    inside = (near >= 0) & (near < counts[:, None])
+    weights = torch.where(inside, 1.0 - (near - centre + 0.5).abs(), 0.0)
+    fixed = (0.5 + weights / (weights[0] + weights[1]) * (1 << _PLACES)).int()[..., None]
+    number = torch.arange(len(lines), device=lines.device)[:, None] * lines.shape[1] + starts[:, None]
+    places = number + near.long().clamp(min=0).minimum(counts[:, None] - 1)
+    flat = lines.flatten(2).flatten(0, 1)
+    total = flat[places[0]].int().mul_(fixed[0])
+    total += flat[places[1]].int().mul_(fixed[1])
+    total += 1 << (_PLACES - 1)
+    return (total >> _PLACES).to(torch.uint8).unflatten(2, lines.shape[2:])

@@ -55,7 +55,7 @@ class TrainingStream(Dataset[Batch]):
         self.first_slot = first_slot
         self.slots = batch_size - first_slot if slots is None else slots
         self.on_device: DeviceImages | None = None
-        """Where set, it makes the crops, with the same bits, and batches lie on its device; then without workers."""
+        """Where set, it makes the crops of whole batches, with the same bits, on its device; not for workers."""
         assert 0 <= first_slot < first_slot + self.slots <= batch_size, (first_slot, self.slots, batch_size)
 
     def __getitem__(self, step: int) -> Batch:

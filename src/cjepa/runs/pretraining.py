@@ -155,9 +155,10 @@ def _batches(
             return
         data, ready = config.data, copy.copy(stream)
         ready.source = cached(stream.source, data.cache or folder, data.cache_bytes)
-        if trainer.device.type == "cuda":
+        workers = data.processes
+        if trainer.device.type == "cuda" or not workers:
             ready.on_device = device_images(ready.source, data, trainer.device, device_memory(trainer.device))
-        workers = 0 if ready.on_device else data.processes
+            workers = 0 if ready.on_device else workers
         yield from waiting.timed(iterate(ready, step, trainer.total_steps, workers, data.worker_timeout))
 
     return batches
