@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data, demo, evaluations, features, footprint, index, parity, presets, step
+from benchmarks import data, demo, embed, evaluations, features, footprint, index, parity, presets, step
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = {
@@ -14,7 +14,10 @@ DOCUMENTED = {
         data.RESULTS: lambda: [data.report(json.loads(data.RESULTS.read_text()))],
         index.RESULTS: lambda: [index.report(json.loads(index.RESULTS.read_text()))],
     },
-    "docs/export.md": {parity.RESULTS: lambda: [parity.table(json.loads(parity.RESULTS.read_text())["rows"])]},
+    "docs/export.md": {
+        parity.RESULTS: lambda: [parity.table(json.loads(parity.RESULTS.read_text())["rows"])],
+        embed.RESULTS: lambda: [embed.report()],
+    },
     "docs/scale.md": {footprint.RESULTS: lambda: [footprint.report()]},
     "docs/evaluation.md": {
         evaluations.RESULTS: lambda: [evaluations.report()],
