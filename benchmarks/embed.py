@@ -4,7 +4,8 @@
 
 embeds a folder of JPEGs, and runs the same encoder over the same crops held in memory: in one process, in turns, one
 pair after the other, so that whatever else the machine does disturbs both. What counts is the ratio of each pair; it
-writes benchmarks/results/embed.json with median and quartiles; `--report` prints the table from that file. Weights are random: a rate does not depend on them.
+writes benchmarks/results/embed.json with median and quartiles; `--report` prints the table from that file. Weights are
+random: a rate does not depend on them.
 """
 
 import argparse
