@@ -16,7 +16,7 @@ from cjepa.objectives import (
 from cjepa.types import Embeddings, Loss
 from tests.contracts.models import NAMES, VARIANTS, batch_for, model_for
 
-REGULARISE_THE_CONTEXT = {"cjepa-context"}
+REGULARISE_THE_CONTEXT = {"cjepa-context", "cjepa-both"}
 """Objectives whose gradient reaches the context embeddings themselves."""
 BATCH, BLOCKS, WIDTH = 8, 4, 16
 

@@ -5,6 +5,7 @@ from typing import Annotated, assert_never
 import torch
 from pydantic import Field
 
+from cjepa.objectives.both import Both, BothConfig, both_weights
 from cjepa.objectives.cjepa import CJepa, CJepaConfig, InvarianceConfig, VarianceCovarianceConfig
 from cjepa.objectives.context import ContextConfig, ContextVicreg
 from cjepa.objectives.cosine import Cosine, CosineConfig
@@ -33,12 +34,13 @@ AnyObjectiveConfig = (
     | ContextConfig
     | CosineConfig
     | SigregConfig
+    | BothConfig
     | VicregConfig
     | SimsiamConfig
 )
 ObjectiveConfig = Annotated[AnyObjectiveConfig, Field(discriminator="name")]
 
-Objective = IJepa | CJepa | ContextVicreg | Cosine | Sigreg | Vicreg | Simsiam
+Objective = IJepa | CJepa | ContextVicreg | Cosine | Sigreg | Both | Vicreg | Simsiam
 """A module whose forward maps (embeddings, step) to a Loss."""
 
 
@@ -65,6 +67,8 @@ def _choose(config: AnyObjectiveConfig, features: int, seed: int) -> Objective:
             return Cosine(config, features)
         case SigregConfig():
             return Sigreg(config, features, seed)
+        case BothConfig():
+            return Both(config, features)
         case VicregConfig():
             return Vicreg(config, features)
         case SimsiamConfig():
@@ -96,6 +100,8 @@ def term_weights(config: AnyObjectiveConfig) -> dict[str, float]:
             inner = {"cosine": config.similarity}
         case SigregConfig():
             inner = {"similarity": config.similarity, "sigreg": config.sigreg}
+        case BothConfig():
+            return weights | both_weights(config)
         case VicregConfig():
             terms = {"similarity": config.similarity, "variance": config.variance}
             return terms | {"covariance": 2 * config.covariance}
