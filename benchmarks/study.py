@@ -215,8 +215,18 @@ def write(run: Run, found: Result) -> None:
     """The file of a run, whole or not at all."""
     path = RESULTS / f"{run.key}.json"
     temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(described(run, found), indent=1) + "\n")
+    temporary.write_text(written(described(run, found)))
     temporary.replace(path)
+
+
+def written(result: Result) -> str:
+    """JSON with a line for each key, and for each row of a list of rows."""
+    lines = []
+    for key, value in result.items():
+        rows = value if isinstance(value, list) and value and isinstance(value[0], dict) else None
+        text = json.dumps(value) if rows is None else "[\n  " + ",\n  ".join(map(json.dumps, rows)) + "\n ]"
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def seconds_of(text: str) -> float:
