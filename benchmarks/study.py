@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.study_plan import PLAIN, Run, planned
+from benchmarks.study_results import RESULTS, Result, save
 from cjepa.build import build_encoder, find_checkpoint
 from cjepa.config import RunConfig
 from cjepa.config.presets import resolve
@@ -39,7 +40,6 @@ from cjepa.runs.pretraining import pretrain
 from cjepa.training.environment import describe_environment
 from cjepa.training.metrics import read_metrics
 
-RESULTS = Path(__file__).parent / "results" / "study"
 CURVE = (
     f"knn_{NEIGHBOURS}",
     f"knn_{NEIGHBOURS}_centred",
@@ -53,13 +53,6 @@ CURVE = (
 """What is kept of every evaluation of the target encoder."""
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 _LEFT_OUT = ("step", "split", "epoch", "learning_rate", "weight_decay", "momentum")
-
-Result = dict[str, Any]
-
-
-def load(folder: Path = RESULTS) -> dict[str, Result]:
-    """All results, by the key of their run."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
 def config_of(run: Run, sources: Mapping[str, Path], device: str) -> RunConfig:
@@ -177,7 +170,6 @@ def _first_sentence(error: Exception) -> str:
 
 def study(left: Sequence[Run], sources: Mapping[str, Path], scratch: Path, until: float) -> int:
     """Runs that have no result yet, in order, until the time is over; the exit code, 75 with runs left."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
     for number, run in enumerate(left, 1):
         if time.monotonic() >= until:
             print(f"the time is over; {len(left) - number + 1} runs are left, and the same command continues")
@@ -201,7 +193,7 @@ def study(left: Sequence[Run], sources: Mapping[str, Path], scratch: Path, until
             continue
         finally:
             alarm.cancel()
-        write(run, found)
+        save(run.key, described(run, found))
         print(f"   {found['outcome']}, {found.get('seconds')} s: {(found.get('curve') or [{}])[-1]}", flush=True)
     return 0
 
@@ -209,24 +201,6 @@ def study(left: Sequence[Run], sources: Mapping[str, Path], scratch: Path, until
 def _missing(run: Run, retry: bool) -> bool:
     path = RESULTS / f"{run.key}.json"
     return not path.exists() or (retry and json.loads(path.read_text())["outcome"] == "failed")
-
-
-def write(run: Run, found: Result) -> None:
-    """The file of a run, whole or not at all."""
-    path = RESULTS / f"{run.key}.json"
-    temporary = path.with_suffix(".part")
-    temporary.write_text(written(described(run, found)))
-    temporary.replace(path)
-
-
-def written(result: Result) -> str:
-    """JSON with a line for each key, and for each row of a list of rows."""
-    lines = []
-    for key, value in result.items():
-        rows = value if isinstance(value, list) and value and isinstance(value[0], dict) else None
-        text = json.dumps(value) if rows is None else "[\n  " + ",\n  ".join(map(json.dumps, rows)) + "\n ]"
-        lines.append(f" {json.dumps(key)}: {text}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def seconds_of(text: str) -> float:

@@ -77,7 +77,7 @@ TILES = Recipe(
     "tiles",
     "crops of 18 photographs, 24 px",
     "demo",
-    (*_QUIET, *_TINY, *_TILES, _LINEAR, "training.epochs=10", "training.evaluate_every=2"),
+    (*_QUIET, *_TINY, *_TILES, _LINEAR, "training.epochs=8", "training.evaluate_every=2"),
     folder=False,
 )
 COLLAPSE = Recipe(
