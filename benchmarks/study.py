@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ from cjepa.evaluation.representation import singular_values
 from cjepa.runs.pretraining import pretrain
 from cjepa.training.environment import describe_environment
 from cjepa.training.metrics import read_metrics
+from cjepa.training.run_folder import RunFolder
 
 CURVE = (
     f"knn_{NEIGHBOURS}",
@@ -68,11 +70,11 @@ def carry_out(config: RunConfig, folder: Path) -> Result:
     try:
         found["verdict"] = pretrain(config, folder).verdict.state
     except DivergedError as error:
-        found |= {"outcome": "diverged", "error": _first_sentence(error)}
+        found |= {"outcome": "diverged", "error": _message(error, folder)}
     except (StoppedEarly, StorageError, WorkerError):
         raise
     except (CjepaError, RuntimeError, MemoryError, ValueError) as error:
-        return found | {"outcome": "failed", "error": _first_sentence(error)}
+        return found | {"outcome": "failed", "error": _message(error, folder)}
     found["seconds"] = None if continued else round(time.monotonic() - started, 1)
     rows = read_metrics(folder / "metrics.jsonl")
     found["curve"] = [_values(row, config) for row in rows if row["split"] == "evaluation"]
@@ -164,11 +166,13 @@ def _spectrum(config: RunConfig, folder: Path) -> list[float | None]:
     return [_rounded(value) for value in singular_values(features).tolist()]
 
 
-def _first_sentence(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
+def _message(error: Exception, folder: Path) -> str:
+    """The first line of an error; the folder of this machine is called scratch."""
+    first = next(iter(str(error).splitlines()), "").replace(str(folder), "scratch")
+    return f"{type(error).__name__}: {first}"
 
 
-def study(left: Sequence[Run], sources: Mapping[str, Path], scratch: Path, until: float) -> int:
+def study(left: Sequence[Run], sources: Mapping[str, Path], scratch: Path, until: float, results: Path) -> int:
     """Runs that have no result yet, in order, until the time is over; the exit code, 75 with runs left."""
     for number, run in enumerate(left, 1):
         if time.monotonic() >= until:
@@ -184,7 +188,7 @@ def study(left: Sequence[Run], sources: Mapping[str, Path], scratch: Path, until
             if run.condition.name == PLAIN and found["outcome"] == "finished":
                 found["baselines"] = baselines(config)
         except InputError as error:
-            found = {"outcome": "failed", "error": _first_sentence(error)}
+            found = {"outcome": "failed", "error": _message(error, scratch)}
         except StoppedEarly as stop:
             print(stop)
             return 75
@@ -193,7 +197,7 @@ def study(left: Sequence[Run], sources: Mapping[str, Path], scratch: Path, until
             continue
         finally:
             alarm.cancel()
-        save(run.key, described(run, found))
+        save(run.key, described(run, found), results)
         print(f"   {found['outcome']}, {found.get('seconds')} s: {(found.get('curve') or [{}])[-1]}", flush=True)
     return 0
 
@@ -245,7 +249,12 @@ def main() -> int:
     possible = [run for run in left if not run.part.recipe.folder or _images(run) in sources]
     if len(possible) < len(left):
         print(f"{len(left) - len(possible)} runs need the folders of other images: --data NAME=DIR")
-    return study(possible[: arguments.most], sources, arguments.scratch, until)
+    try:
+        with RunFolder(arguments.scratch):  # two studies would take each other's runs
+            return study(possible[: arguments.most], sources, arguments.scratch, until, RESULTS)
+    except CjepaError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ THEIRS = (
     ("invariance", "67.6", "82.8", "53.9"),
     ("both (C-JEPA)", "69.5", "83.6", "55.2"),
 )
-"""Mo & Tong (2024), ViT-B/16, 100 epochs of ImageNet-1K: linear, fine-tuning, DAVIS; which row is which is our reading."""
+"""Mo & Tong (2024), ViT-B/16, 100 epochs of ImageNet-1K; which row is which is our reading of their table."""
 THEIRS_LONG = (("I-JEPA", "72.9", "83.5", "56.2"), ("C-JEPA", "73.7", "84.5", "57.5"))
 """The same after 600 epochs."""
 
