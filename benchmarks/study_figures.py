@@ -54,10 +54,9 @@ def curves(part: StudyPart, own: Sequence[Result]) -> Figure:
 
 def _band(axes: Axes, runs: Sequence[list[Result]], measure: str, name: str, index: int) -> None:
     shared = min(map(len, runs))
-    values = [[row.get(measure) for row in run[:shared]] for run in runs]
-    usable = [column for column in range(shared) if all(row[column] is not None for row in values)]
+    usable = [column for column in range(shared) if all(run[column].get(measure) is not None for run in runs)]
     images = [runs[0][column]["images"] / 1000 for column in usable]
-    found = [[float(row[column]) for row in values] for column in usable]
+    found = [[float(run[column][measure]) for run in runs] for column in usable]
     colour, line = look(index)
     axes.plot(images, [statistics.mean(each) for each in found], color=colour, linestyle=line, label=name)
     if len(runs) > 1:

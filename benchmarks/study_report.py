@@ -47,9 +47,11 @@ def filled(document: str, found: Mapping[str, str]) -> str:
     """A document with its blocks replaced; KeyError for a block that is not in it."""
     for name, text in found.items():
         pattern = re.compile(rf"(<!-- study: {re.escape(name)} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        document, count = pattern.subn(lambda match, text=text: f"{match[1]}\n{text}\n{match[2]}", document)
-        if count != 1:
-            raise KeyError(f"{name}: {count} blocks in the document")
+        places = list(pattern.finditer(document))
+        if len(places) != 1:
+            raise KeyError(f"{name}: {len(places)} blocks in the document")
+        first, last = places[0].span()
+        document = f"{document[:first]}{places[0][1]}\n{text}\n{places[0][2]}{document[last:]}"
     return document
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cjepa.errors import InputError, StoppedEarly, WorkerError
 from cjepa.models import Model
+from cjepa.models.blocks import Block
 from cjepa.objectives import Objective
 from cjepa.ranks import from_first, world_size
 from cjepa.training.agreement import in_step, refuse_drift
@@ -123,6 +124,7 @@ class Trainer:
             )
         for part in model.learned.values():
             for block in part.blocks:
+                assert isinstance(block, Block)
                 block.recompute = config.checkpoint_activations
         engine = start_engine(config.parallel, self.model, self.objective, device)
         bfloat16 = config.precision == "bfloat16"
