@@ -66,12 +66,21 @@ def test_every_part_of_the_page_is_there(whole: tuple[Page, str]) -> None:
     for text in (
         *("Attention", "Patch features as colours", "Which patches are alike", "Nearest neighbours", "Map of the"),
         *("Covariance spectrum", "Standard deviations", "Similarity term, weighted", "Similarity term, unweighted"),
-        *("Learning rate", "Weight decay", "Momentum of the target", "Gradient norm", "Linear probe accuracy"),
+        *("Learning rate", "Weight decay", "Momentum of the target", "Gradient norm", "Linear evaluation (%)"),
         *("Effective rank", "Explained target variance", "Images per second", "Patches in the context"),
         *("Prediction error, C-JEPA", "Crops as the model sees them", "Sizes", "broken.png: truncated", "Duplicates"),
         *("no class token", "C-JEPA, target", "C-JEPA, context", "I-JEPA, target", "I-JEPA minus C-JEPA"),
     ):
         assert text in found.text, text
+
+
+def test_the_probe_while_training_and_the_evaluation_are_two_plots() -> None:
+    probed = [row | {"linear": 55.0 + row["step"]} if row["split"] == "evaluation" else row for row in few_rows()]
+    found, _ = page(run(rows=probed))
+    labels = [svg.get("aria-label") or "" for svg in found.all("svg")]
+    assert any(label == "Linear probe accuracy (%) against steps: run from 55.0 to 95.0" for label in labels)
+    assert any(label == "Linear evaluation (%) against steps: run from 50.0 to 80.0" for label in labels)
+    assert "linear (while training)" in found.text
 
 
 def test_the_verdict_comes_first(whole: tuple[Page, str]) -> None:
