@@ -86,8 +86,10 @@ def test_a_linear_probe_is_measured_where_there_are_labels() -> None:
     limits = {"train_images": 128, "test_images": 64}
     labelled = monitor(Textures(32), Textures(16, seed=1), **limits)
     values = labelled.measure(model)
-    assert labelled.seen is not None and labelled.seen.train is not None
-    assert labelled.labelled is not None and labelled.labelled.test is not None
+    assert labelled.seen is not None
+    assert labelled.seen.train is not None
+    assert labelled.labelled is not None
+    assert labelled.labelled.test is not None
     features = LabelledFeatures.select(
         labelled.seen.train,
         labelled.labelled.train.labels,

@@ -96,7 +96,9 @@ def curve_sections(groups: Sequence[Group]) -> list[tuple[str, list[Plot]]]:
     accuracy = [_lines(groups, value) for value in ACCURACY]
     probe = [(group, curve) for group in groups if (curve := probe_curve(group)) is not None]
     speed = [(group, curve) for group in groups if (curve := speed_curve(group)) is not None]
-    probed = Value("evaluation", "evaluated", "Linear evaluation (%)", "by cjepa evaluate linear; dashed: untrained", True)
+    probed = Value(
+        "evaluation", "evaluated", "Linear evaluation (%)", "by cjepa evaluate linear; dashed: untrained", True
+    )
     timed = Value("train", "images_per_second", "Images per second", "evaluations and pauses included")
     sections = {
         "Accuracy": [*zip(ACCURACY, accuracy, strict=True), (probed, probe)],
