@@ -20,7 +20,7 @@ CASES = [
     Case("cjepa", targets="batch", target_gradient=True),
 ]
 """Every objective, every normalisation of the projector and of the targets."""
-FEW = [Case("cjepa", targets="batch"), Case("cjepa-context"), Case("cjepa-sigreg", norm="layer")]
+FEW = [Case("cjepa", targets="batch"), Case("cjepa-context"), Case("cjepa-sigreg", norm="layer"), Case("simsiam")]
 MISTAKES = ("statistics_of_this_rank", "gathered_without_gradient", "raw_all_reduce")
 
 

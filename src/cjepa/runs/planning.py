@@ -11,7 +11,7 @@ from cjepa.build import build_trainer, choose_device, engine_for, footprint_of
 from cjepa.config import RunConfig
 from cjepa.errors import InputError
 from cjepa.masking import build_sampler
-from cjepa.objectives import IJepaConfig
+from cjepa.objectives import IJepaConfig, TwoViewsConfig
 from cjepa.training.device_memory import USABLE, device_memory, resident_memory
 from cjepa.training.footprint import Footprint
 from cjepa.types import Batch
@@ -131,7 +131,8 @@ def _take_steps(config: RunConfig, device: torch.device, images: int, steps: Seq
     seconds = []
     for step in steps:
         pixels = torch.randint(0, 256, (images, 3, *config.data.size), dtype=torch.uint8)
-        batch = Batch(pixels, sampler(step, 0, images), torch.arange(images))
+        second = pixels.flip(0) if isinstance(config.objective, TwoViewsConfig) else None
+        batch = Batch(pixels, sampler(step, 0, images), torch.arange(images), second=second)
         started = time.perf_counter()
         trainer.take_step(batch)  # reads the loss, so that a GPU has finished
         seconds.append(time.perf_counter() - started)

@@ -153,16 +153,9 @@ def _announce(config: RunConfig, splits: Splits, trainer: Trainer, folder: Path)
     classes = len(splits.train.classes)
     labels = f"{classes} classes, used to evaluate only" if classes else "no labels"
     _log.info("data: %s, %s", images, labels)
-    encoder, model = config.model.encoder, trainer.model
     rows, columns = config.grid
-    _log.info(
-        "model: encoder of %s parameters on %d x %d patches of %d px, predictor of %s",
-        _parameters(model.encoder),
-        rows,
-        columns,
-        encoder.patch_size,
-        _parameters(model.predictor),
-    )
+    parts = ", ".join(f"{name} of {_parameters(part)} parameters" for name, part in trainer.model.learned.items())
+    _log.info("model: %s, %d x %d patches of %d px", parts, rows, columns, config.model.encoder.patch_size)
     training = config.training
     threads = f", threads: {torch.get_num_threads()}" if trainer.device.type == "cpu" else ""
     ranks = f" on each of {world_size()} ranks" if world_size() > 1 else ""

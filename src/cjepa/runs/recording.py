@@ -16,7 +16,7 @@ from cjepa.config import RunConfig
 from cjepa.data import EvaluationImages, ImageSource, TrainingStream, UnreadableImageError, open_source
 from cjepa.evaluation.monitor import Monitor, Seen
 from cjepa.evaluation.representation import dimension_std, singular_values
-from cjepa.models import JEPA
+from cjepa.models import Model
 from cjepa.models.attention import attention_received
 from cjepa.models.pretrained import normalise
 from cjepa.models.vit import VisionTransformer
@@ -42,7 +42,7 @@ class Recorder:
     What fails here costs a picture and a warning, never the run.
     """
 
-    def __init__(self, run: Path, config: RunConfig, model: JEPA, monitor: Monitor, last: int) -> None:
+    def __init__(self, run: Path, config: RunConfig, model: Model, monitor: Monitor, last: int) -> None:
         """last: the step that the run continues after, -1 or 0 from the start."""
         self.run = run
         self.config = config
@@ -120,7 +120,7 @@ class _Budget:
         self.spent, self.largest = self.spent + took, max(self.largest, took)
 
 
-def keep_snapshot(store: SnapshotStore, config: RunConfig, model: JEPA, monitor: Monitor, step: int) -> None:
+def keep_snapshot(store: SnapshotStore, config: RunConfig, model: Model, monitor: Monitor, step: int) -> None:
     """Keep what a model makes of the fixed images, which are chosen and kept first where they are not yet."""
     samples = store.load_samples()
     if samples is None:
@@ -153,7 +153,7 @@ def first_crops(stream: TrainingStream) -> UInt8[Tensor, "c 3 H W"]:
 
 
 @torch.no_grad()
-def take_snapshot(config: RunConfig, model: JEPA, monitor: Monitor, samples: Samples, step: int) -> Snapshot:
+def take_snapshot(config: RunConfig, model: Model, monitor: Monitor, samples: Samples, step: int) -> Snapshot:
     """What a model makes of the fixed images; uses what the monitor's last measurement computed."""
     assert monitor.seen is not None, "a snapshot is taken after a measurement"
     seen = monitor.seen
@@ -245,7 +245,7 @@ def record_checkpoints(run: Path, config: RunConfig) -> None:
     store = SnapshotStore(run / REPORT)
     for step in sorted({0, checkpoint.step}):
         if step:
-            for part in ("encoder", "target_encoder", "predictor"):
+            for part in (*model.learned, "target_encoder"):
                 model.get_submodule(part).load_state_dict(checkpoint.tensors(part))
         monitor.measure(model)
         keep_snapshot(store, config, model, monitor, step)
