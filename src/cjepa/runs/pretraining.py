@@ -15,8 +15,10 @@ from cjepa.config import RunConfig, dump_yaml
 from cjepa.data import Splits, TrainingStream, iterate, open_source
 from cjepa.errors import InputError
 from cjepa.evaluation.monitor import Monitor
+from cjepa.models import Model
 from cjepa.ranks import collect, from_first, joined, slots, world_size
 from cjepa.runs.continuing import DATA, refuse_another_config, refuse_other_images
+from cjepa.runs.gathering import Gathered
 from cjepa.runs.recording import Recorder
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
 from cjepa.training.divergence import RolledBack
@@ -131,10 +133,13 @@ def _train(
     unreadable = RowLog(run.path / UNREADABLE)
     from_first(lambda: unreadable.truncate_after(last))
     about = {"seed": config.seed, MADE_WITH: essentials(trainer.device)}
-    with _writers(config, run.path, last, trainer, monitor) as writers:
+    # Shards are no encoder that the first rank could look at on its own.
+    gathered = Gathered(monitor, config) if config.logging.report and trainer.batch_loss.engine.sharded else None
+    model = trainer.model if gathered is None else gathered.whole
+    with _writers(config, run.path, last, model, monitor) as writers:
         dumps = CheckpointStore(run.path / DIVERGED)
         records = Records(store, dumps, writers, unreadable, about, config.training.on_failed_write)
-        return trainer.train(_batches(stream, trainer, config), monitor, records)
+        return trainer.train(_batches(stream, trainer, config), gathered or monitor, records)
 
 
 def _batches(
@@ -209,25 +214,21 @@ def _refuse_different_images(splits: Splits) -> None:
         )
 
 
-def _sharded(config: RunConfig) -> bool:
-    """Whether no rank has all weights: then the first one cannot draw what the encoder sees on its own."""
-    return config.training.parallel == "fsdp" and world_size() > 1
-
-
 @contextmanager
 def _writers(
-    config: RunConfig, folder: Path, last: int, trainer: Trainer, monitor: Monitor
+    config: RunConfig, folder: Path, last: int, model: Model | None, monitor: Monitor
 ) -> Iterator[list[MetricsWriter]]:
-    """The first rank's writers, closed at the end, also after an error; the others have none."""
+    """The first rank's writers, closed at the end, also after an error; the others have none.
+
+    model: whose encoders the report shows, whole.
+    """
     with ExitStack() as stack:
         writers: list[MetricsWriter] = []
 
         def start() -> None:
             opened = open_writers(config.logging, folder, last, config.model_dump(mode="json"))
-            if config.logging.report and not _sharded(
-                config
-            ):  # after the others: the page shows what they have written
-                opened.append(Recorder(folder, config, trainer.model, monitor, last))
+            if config.logging.report and model is not None:  # after the others: the page shows what they have written
+                opened.append(Recorder(folder, config, model, monitor, last))
             for writer in opened:
                 stack.callback(writer.close)
                 writers.append(writer)

@@ -157,8 +157,8 @@ def take_snapshot(config: RunConfig, model: Model, monitor: Monitor, samples: Sa
     """What a model makes of the fixed images; uses what the monitor's last measurement computed."""
     assert monitor.seen is not None, "a snapshot is taken after a measurement"
     seen = monitor.seen
-    patches, attention_target = _inspect(model.target_encoder, samples.examples, config, monitor.device)
-    _, attention_context = _inspect(model.encoder, samples.examples, config, monitor.device)
+    patches, attention_target = _inspect(model.target_encoder, samples.examples, config)
+    _, attention_context = _inspect(model.encoder, samples.examples, config)
     return Snapshot(
         step=step,
         patches=patches,
@@ -178,9 +178,10 @@ def evenly(count: int, most: int) -> Int[Tensor, "k"]:
 
 
 def _inspect(
-    encoder: VisionTransformer, images: UInt8[Tensor, "n 3 H W"], config: RunConfig, device: torch.device
+    encoder: VisionTransformer, images: UInt8[Tensor, "n 3 H W"], config: RunConfig
 ) -> tuple[Float[Tensor, "n N D"], Float[Tensor, "n N"]]:
     """Patch features and attention received, image by image: the weights of all at once may not fit."""
+    device = encoder.patch_projection.weight.device  # where shards were put together it is not the monitor's
     found = [
         encoder.with_attention(normalise(image[None].to(device), config.data.mean, config.data.std)) for image in images
     ]
