@@ -27,6 +27,7 @@ from cjepa.errors import InputError
 from cjepa.evaluation import FeatureEvaluation, evaluate
 from cjepa.evaluation.features import LabelledFeatures, extract_features
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
+from cjepa.evaluation.linear import LinearConfig
 from cjepa.evaluation.pooling import LAST_LAYER
 from cjepa.evaluation.representation import dimension_std, effective_rank, explained_variance, position_errors
 from cjepa.evaluation.retrieval import crop_retrieval
@@ -39,6 +40,8 @@ from cjepa.types import Part
 _log = logging.getLogger(__name__)
 
 NEIGHBOURS = 20
+PROBE = LinearConfig(inverse_regularisation=(0.03,), max_iterations=30)
+"""A linear probe for curves: one strength for all moments, so that steps compare and nothing is chosen each time."""
 _AT_ONCE = 1 << 20  # random numbers in memory
 PROBE_STEP = 1 << 40
 """Crops and masks of the explained variance come from a step that no training reaches."""
@@ -53,8 +56,8 @@ class MonitorConfig(Part):
     """Most images that are classified, or found again by another crop where there are no labels."""
     batch_size: int = Field(256, ge=2)
     """Images per forward pass."""
-    evaluations: tuple[Annotated[FeatureEvaluation, Field(discriminator="name")], ...] = ()
-    """More evaluations of the labelled images' features, as [{name: linear}]: as cjepa evaluate has them."""
+    evaluations: tuple[Annotated[FeatureEvaluation, Field(discriminator="name")], ...] = (PROBE,)
+    """More evaluations of the labelled images' features, as cjepa evaluate has them; [] for none."""
 
     @field_validator("evaluations")
     @classmethod
