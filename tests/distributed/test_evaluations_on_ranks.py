@@ -1,6 +1,9 @@
 """Evaluations on several ranks: the numbers of one process, each written once, the work of extraction divided."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,23 @@ def test_ranks_find_what_one_process_finds(run: Path, tmp_path: Path, ranks: int
 def test_an_error_on_one_rank_is_an_error_of_all(run: Path) -> None:
     for found in on_ranks(2, evaluated, run, QUICK[:1], 1):
         assert found.error == "the second machine has no such image"
+
+
+@pytest.mark.distributed
+def test_the_command_under_torchrun_prints_and_writes_once(run: Path, tmp_path: Path) -> None:
+    alone_in = Path(shutil.copytree(run, tmp_path / "alone"))
+    values = evaluated(alone_in, QUICK[:1]).values
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *command, "-m", "cjepa", "evaluate", "knn", str(run), "k=[1,3]", "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("evaluations.jsonl") == 1
+    assert [row["values"] for row in read_rows(run / "evaluations.jsonl")] == values
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(0, 4), (3, 4), (4, 4), (17, 4), (100, 7)])
