@@ -50,12 +50,16 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step consumes. `samples` are the source indices of the images."""
+    """What one training step consumes. `samples` are the source indices of the images.
+
+    second: where two views of an image are compared, the other one; then the masks are not used.
+    """
 
     images: UInt8[Tensor, "B 3 H W"]
     masks: Masks
     samples: Int[Tensor, "B"]
     unreadable: tuple[Unreadable, ...] = ()
+    second: UInt8[Tensor, "B 3 H W"] | None = None
 
     def pin_memory(self) -> "Batch":
         """The same batch in memory that a GPU copies from while it computes; the loader calls this."""
@@ -68,6 +72,7 @@ class Embeddings:
 
     context: encoder outputs of the context patches. predicted, target: the predictor's outputs and the
     (normalised) target encoder outputs for the T patches of each of the M blocks; target has no gradient.
+    Of two views: M = 2 blocks of T = 1 pooled embedding each, no context, and as target the other view.
     """
 
     context: Float[Tensor, "B C D"]

@@ -18,6 +18,7 @@ from cjepa.data.shards import ShardsConfig, ShardSource, is_sharded, open_shards
 from cjepa.data.source import NO_LABEL, ImageSource, Splits, holdout, labelled_only
 from cjepa.data.stream import TrainingStream, iterate
 from cjepa.data.torchvision_sets import TorchvisionConfig, open_torchvision
+from cjepa.data.views import ViewsStream
 
 LIST_EXTENSIONS = (".txt", ".tsv", ".lst")
 
@@ -44,6 +45,7 @@ __all__ = [
     "TrainingStream",
     "TwoCrops",
     "UnreadableImageError",
+    "ViewsStream",
     "decode",
     "device_images",
     "holdout",

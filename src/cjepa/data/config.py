@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field, model_validator
 
+from cjepa.data.augmentation import ViewsConfig
 from cjepa.data.decoding import PILLOW_LIMIT
 from cjepa.data.demo import DemoConfig
 from cjepa.data.folder import FolderConfig
@@ -48,6 +49,8 @@ class DataConfig(Part):
     """Width over height of a training crop, relative to that of image_size: smallest and largest."""
     flip: bool = False
     """Mirror half of the training crops; the paper does not."""
+    views: ViewsConfig = Field(default_factory=lambda: ViewsConfig())
+    """The two views that objective=vicreg and objective=simsiam compare."""
     evaluation_crop: Share = 1.0
     """Share of the shorter side that the centre crop for evaluation covers."""
     mean: tuple[Channel, Channel, Channel] = (0.485, 0.456, 0.406)

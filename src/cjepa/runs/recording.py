@@ -16,7 +16,7 @@ from cjepa.config import RunConfig
 from cjepa.data import EvaluationImages, ImageSource, TrainingStream, UnreadableImageError, open_source
 from cjepa.evaluation.monitor import Monitor, Seen
 from cjepa.evaluation.representation import dimension_std, singular_values
-from cjepa.models import JEPA
+from cjepa.models import Model
 from cjepa.models.attention import attention_received
 from cjepa.models.pretrained import normalise
 from cjepa.models.vit import VisionTransformer
@@ -44,7 +44,7 @@ class Recorder:
     """
 
     def __init__(
-        self, run: Path, config: RunConfig, model: JEPA, monitor: Monitor, waiting: Waiting, last: int
+        self, run: Path, config: RunConfig, model: Model, monitor: Monitor, waiting: Waiting, last: int
     ) -> None:
         """last: the step that the run continues after, -1 or 0 from the start."""
         self.run = run
@@ -130,7 +130,7 @@ class _Budget:
         self.spent, self.largest = self.spent + took, max(self.largest, took)
 
 
-def keep_snapshot(store: SnapshotStore, config: RunConfig, model: JEPA, monitor: Monitor, step: int) -> None:
+def keep_snapshot(store: SnapshotStore, config: RunConfig, model: Model, monitor: Monitor, step: int) -> None:
     """Keep what a model makes of the fixed images, which are chosen and kept first where they are not yet."""
     samples = store.load_samples()
     if samples is None:
@@ -163,12 +163,12 @@ def first_crops(stream: TrainingStream) -> UInt8[Tensor, "c 3 H W"]:
 
 
 @torch.no_grad()
-def take_snapshot(config: RunConfig, model: JEPA, monitor: Monitor, samples: Samples, step: int) -> Snapshot:
+def take_snapshot(config: RunConfig, model: Model, monitor: Monitor, samples: Samples, step: int) -> Snapshot:
     """What a model makes of the fixed images; uses what the monitor's last measurement computed."""
     assert monitor.seen is not None, "a snapshot is taken after a measurement"
     seen = monitor.seen
-    patches, attention_target = _inspect(model.target_encoder, samples.examples, config, monitor.device)
-    _, attention_context = _inspect(model.encoder, samples.examples, config, monitor.device)
+    patches, attention_target = _inspect(model.target_encoder, samples.examples, config)
+    _, attention_context = _inspect(model.encoder, samples.examples, config)
     return Snapshot(
         step=step,
         patches=patches,
@@ -188,9 +188,10 @@ def evenly(count: int, most: int) -> Int[Tensor, "k"]:
 
 
 def _inspect(
-    encoder: VisionTransformer, images: UInt8[Tensor, "n 3 H W"], config: RunConfig, device: torch.device
+    encoder: VisionTransformer, images: UInt8[Tensor, "n 3 H W"], config: RunConfig
 ) -> tuple[Float[Tensor, "n N D"], Float[Tensor, "n N"]]:
     """Patch features and attention received, image by image: the weights of all at once may not fit."""
+    device = encoder.patch_projection.weight.device  # where shards were put together it is not the monitor's
     found = [
         encoder.with_attention(normalise(image[None].to(device), config.data.mean, config.data.std)) for image in images
     ]
@@ -255,7 +256,7 @@ def record_checkpoints(run: Path, config: RunConfig) -> None:
     store = SnapshotStore(run / REPORT)
     for step in sorted({0, checkpoint.step}):
         if step:
-            for part in ("encoder", "target_encoder", "predictor"):
+            for part in (*model.learned, "target_encoder"):
                 model.get_submodule(part).load_state_dict(checkpoint.tensors(part))
         monitor.measure(model)
         keep_snapshot(store, config, model, monitor, step)
