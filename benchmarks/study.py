@@ -227,7 +227,7 @@ def main() -> int:
     parser.add_argument("--budget", type=seconds_of, default=seconds_of("2h"), help="time to spend: 90s, 20m, 2h")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--data", type=_source, nargs="*", default=[], metavar="NAME=DIR")
-    parser.add_argument("--parts", nargs="*", help="only these parts of the plan")
+    parser.add_argument("--only", nargs="*", help="only runs whose names, as --list has them, contain one of these")
     parser.add_argument("--most", type=int, help="stop after so many runs")
     parser.add_argument("--scratch", type=Path, default=Path("scratch/study"))
     parser.add_argument("--retry", action="store_true", help="run again what failed")
@@ -239,8 +239,8 @@ def main() -> int:
 
         write_report()
         return 0
-    runs = [run for run in planned(arguments.device) if not arguments.parts or run.part.name in arguments.parts]
-    left = [run for run in runs if _missing(run, arguments.retry)]
+    runs = [run for run in planned(arguments.device) if _missing(run, arguments.retry)]
+    left = [run for run in runs if any(part in run.key for part in arguments.only or [""])]
     if arguments.list:
         print(*(run.key for run in left), sep="\n")
         return 0
