@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import demo, evaluations, features, presets, step
+from benchmarks import demo, evaluations, features, presets, step, theory
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = {
@@ -18,6 +18,7 @@ DOCUMENTED = {
         presets.RESULTS: lambda: [presets.report()],
         step.RESULTS: lambda: [step.table(step.RESULTS)],
     },
+    "docs/theory.md": {theory.RESULTS: lambda: [theory.section()]},
 }
 
 
