@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data, demo, embed, evaluations, features, footprint, index, parity, presets, step
+from benchmarks import data, demo, embed, evaluations, features, footprint, index, parity, presets, step, theory
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = {
@@ -28,6 +28,7 @@ DOCUMENTED = {
         presets.RESULTS: lambda: [presets.report()],
         step.RESULTS: lambda: [step.table(step.RESULTS)],
     },
+    "docs/theory.md": {theory.RESULTS: lambda: [theory.section()]},
 }
 
 
