@@ -132,7 +132,7 @@ def _work(config: RunConfig, device: str, scratch: Path) -> Work:
         device=choose_device(device),
         precision=config.training.precision,
         batch_size=config.monitor.batch_size,
-        workers=config.data.workers,
+        workers=config.data.processes,
         seed=config.seed,
         progress=Progress,
         scratch=scratch,
