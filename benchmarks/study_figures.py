@@ -14,6 +14,10 @@ from benchmarks.study_results import Result
 from cjepa.visualization.style import look, new_figure, save, styled
 
 FOLDER = Path(__file__).parents[1] / "docs" / "images"
+TEACHERS = ("EMA 0.99", "EMA 0", "no stop-gradient")
+"""Settings whose course and spectra are drawn."""
+_SMALLEST = 1e-4
+"""Of the largest standard deviation; the axis of the spectra ends here."""
 PANELS = {"knn_20_centred": "20-NN, centred, %", "linear": "linear, %", "effective_rank": "effective rank"}
 
 
@@ -29,6 +33,7 @@ def draw(results: Mapping[str, Result]) -> list[Path]:
         own = [result for result in results.values() if result["part"] == part.name and result.get("curve")]
         if own and part.name == "collapse":
             drawn.append(save(phases(part, own), FOLDER / f"study-{part.name}.png"))
+            drawn.append(save(spectra(part, own), FOLDER / f"study-{part.name}-spectra.png"))
         elif own and part.name.startswith("convergence"):
             drawn.append(save(curves(part, own), FOLDER / f"study-{part.name}.png"))
     return drawn
@@ -61,6 +66,34 @@ def _band(axes: Axes, runs: Sequence[list[Result]], measure: str, name: str, ind
     axes.plot(images, [statistics.mean(each) for each in found], color=colour, linestyle=line, label=name)
     if len(runs) > 1:
         axes.fill_between(images, [min(each) for each in found], [max(each) for each in found], color=colour, alpha=0.1)
+
+
+@styled
+def spectra(part: StudyPart, own: Sequence[Result]) -> Figure:
+    """Above: effective rank while a run trains. Below: the spectrum of its embeddings at the end."""
+    groups = list(dict.fromkeys(condition.group for condition in part.conditions))
+    figure = new_figure(6.6, "Effective rank over training, and the spectrum of the embeddings at its end")
+    axes = figure.subplots(2, len(TEACHERS), sharey="row")
+    for column, name in enumerate(TEACHERS):
+        for index, group in enumerate(groups):
+            for result in (each for each in own if (each["condition"], each["group"]) == (name, group)):
+                colour, line = look(index)
+                images = [row["images"] / 1000 for row in result["curve"]]
+                ranks = [row["effective_rank"] for row in result["curve"]]
+                axes[0, column].plot(images, ranks, color=colour, linestyle=line, label=group)
+                values = np.array(result["spectrum"])
+                shares = np.clip(values / (values[0] or 1.0), _SMALLEST, None)
+                axes[1, column].semilogy(np.arange(1, len(values) + 1), shares, color=colour, linestyle=line)
+        axes[0, column].set_title(name)
+        axes[0, column].set_xlabel("images seen, thousands")
+        axes[1, column].set_xlabel("principal axis")
+    axes[0, 0].set_ylabel("effective rank")
+    axes[1, 0].set_ylabel("standard deviation / largest")
+    handles = {
+        label: handle for each in axes[0] for handle, label in zip(*each.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    return figure
 
 
 @styled
