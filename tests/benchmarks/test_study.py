@@ -129,7 +129,8 @@ def test_the_figures_show_every_run() -> None:
     lines = study_figures.curves(methods, list(invented(methods).values()))
     assert [len(axes.lines) for axes in lines.axes] == [len(methods.conditions)] * 3
     own = list(invented(grid).values())
-    assert len(study_figures.phases(grid, own).axes[0].texts) == len(grid.conditions)
+    diagram = study_figures.phases(grid, own)
+    assert [len(axes.texts) for axes in diagram.axes[:2]] == [len(grid.conditions)] * 2
     assert len(study_figures.spectra(grid, own).axes[0].lines) == 5
 
 
