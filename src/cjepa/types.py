@@ -1,7 +1,7 @@
 """The vocabulary shared by all parts: nothing here knows how any of them works."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -34,6 +34,10 @@ class Masks:
         """The same masks on another device."""
         return Masks(self.context.to(device, non_blocking=True), self.targets.to(device, non_blocking=True))
 
+    def pin_memory(self) -> "Masks":
+        """The same masks in memory that a GPU copies from while it computes."""
+        return Masks(self.context.pin_memory(), self.targets.pin_memory())
+
 
 @dataclass(frozen=True)
 class Unreadable:
@@ -56,6 +60,10 @@ class Batch:
     samples: Int[Tensor, "B"]
     unreadable: tuple[Unreadable, ...] = ()
     second: UInt8[Tensor, "B 3 H W"] | None = None
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in memory that a GPU copies from while it computes; the loader calls this."""
+        return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
 
 
 @dataclass(frozen=True)

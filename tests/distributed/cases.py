@@ -37,6 +37,7 @@ class Case:
     target_gradient: bool = False
     micro_batch: int | None = None
     step: int = 3
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Found:
 
 
 def gradient_of(case: Case) -> Found:
-    """Loss and gradient of this case in float64, from this rank's slots of the batch."""
+    """Loss and gradient of this case, from this rank's slots of the batch: in float64, or in float32 with autocast."""
     config = objective_config(case)
     two_views = isinstance(config, TwoViewsConfig)
     model = TwoViews(model_config(case)) if two_views else JEPA(model_config(case), (6, 6))
@@ -59,9 +60,11 @@ def gradient_of(case: Case) -> Found:
     with torch.no_grad():  # else the average equals the encoder, and a mistake between the two would not show
         for parameter in model.target_encoder.parameters():
             parameter.mul_(1.1)
-    model, objective = model.double(), objective.double()
+    if not case.bfloat16:
+        model, objective = model.double(), objective.double()
     engine = start_engine(case.parallel, model, objective, CPU)
-    batch_loss = BatchLoss(model, objective, in_float64, engine, CPU, bfloat16=False, micro_batch=case.micro_batch)
+    prepare = in_float32 if case.bfloat16 else in_float64
+    batch_loss = BatchLoss(model, objective, prepare, engine, CPU, case.bfloat16, case.micro_batch)
     batch = stream_of_this_rank(ViewsStream if two_views else TrainingStream)[case.step]
     loss = batch_loss.backward(batch, case.step)
     named = {**dict(model.named_parameters()), **{f"objective.{k}": p for k, p in objective.named_parameters()}}
@@ -102,8 +105,12 @@ def stream_of_this_rank(kind: type[TrainingStream]) -> TrainingStream:
     return kind(Textures(per_class=10, side=24), config, sampler, BATCH, 0, own.start, len(own))
 
 
+def in_float32(images: Tensor) -> Tensor:
+    return normalise(images, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
 def in_float64(images: Tensor) -> Tensor:
-    return normalise(images, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).double()
+    return in_float32(images).double()
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
 from typing import assert_never
 
 from cjepa.data.arrays import ArraySource
+from cjepa.data.cache import CachedSource
 from cjepa.data.config import DataConfig, SourceConfig
 from cjepa.data.decoding import UnreadableImageError, decode
 from cjepa.data.demo import DemoConfig, open_demo
+from cjepa.data.device_crops import DeviceImages, device_images
 from cjepa.data.evaluation_images import EvaluationImages, TwoCrops
 from cjepa.data.files import FileSource
 from cjepa.data.folder import FolderConfig, open_folder
@@ -23,8 +25,10 @@ LIST_EXTENSIONS = (".txt", ".tsv", ".lst")
 __all__ = [
     "NO_LABEL",
     "ArraySource",
+    "CachedSource",
     "DataConfig",
     "DemoConfig",
+    "DeviceImages",
     "EvaluationImages",
     "FileSource",
     "FolderConfig",
@@ -43,6 +47,7 @@ __all__ = [
     "UnreadableImageError",
     "ViewsStream",
     "decode",
+    "device_images",
     "holdout",
     "iterate",
     "labelled_only",

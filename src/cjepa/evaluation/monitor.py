@@ -151,7 +151,7 @@ class Monitor:
             device=self.device,
             precision=self.precision,
             batch_size=self.config.batch_size,
-            workers=self.data.workers,
+            workers=self.data.processes,
             patience=self.data.worker_timeout,
         )
         return gather(features)[: len(images)]

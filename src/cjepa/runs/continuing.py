@@ -17,7 +17,8 @@ DATA = "data.json"
 PLACES = ("data.source.path:", "data.source.test:", "data.source.root:", "data.source.index:")
 FREE_KEYS = (
     *PLACES,
-    *("data.workers:", "data.worker_timeout:", "training.device:", "training.threads:"),
+    *("data.workers:", "data.worker_timeout:", "data.cache:", "data.cache_bytes:"),
+    *("training.device:", "training.threads:"),
     *("training.parallel:", "training.micro_batch:", "training.checkpoint_activations:"),
     *("training.on_failed_write:", "training.hang_after:", "training.recheck_every:", "logging."),
     "monitor.evaluations:",

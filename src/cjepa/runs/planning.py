@@ -120,9 +120,13 @@ def _seconds_per_image(config: RunConfig, device: torch.device) -> float:
     return statistics.median(_take_steps(config, device, images, range(1 + TIMED_STEPS))[1:]) / images
 
 
-def _take_steps(config: RunConfig, device: torch.device, images: int, steps: Sequence[int]) -> list[float]:
+def _take_steps(
+    config: RunConfig, device: torch.device, images: int, steps: Sequence[int], micro_batch: int | None = None
+) -> list[float]:
     """Seconds of each of some steps with this many images of noise, and the masks of these steps of the run."""
-    training = config.training.model_copy(update={"batch_size": images, "micro_batch": None, "parallel": "none"})
+    training = config.training.model_copy(
+        update={"batch_size": images, "micro_batch": micro_batch or images, "parallel": "none"}
+    )
     small = config.model_copy(update={"training": training})
     trainer = build_trainer(
         small, max(round(100 * images * (1 + training.optimizer.learning_rate.warmup_epochs)), 1), device

@@ -22,13 +22,14 @@ class Engine:
     """How to call model and objective so that the ranks' gradients are averaged.
 
     unsynchronised: a context in which a backward pass adds to this rank's gradients alone. replicated: whether every
-    rank has whole copies of the weights, which must stay the same bits.
+    rank has whole copies of the weights, which must stay the same bits. sharded: whether no rank has all weights.
     """
 
     model: Callable[..., Any]
     objective: Callable[..., Any]
     unsynchronised: Callable[[], AbstractContextManager[None]] = nullcontext
     replicated: bool = False
+    sharded: bool = False
 
 
 def start_engine(parallel: Parallel, model: Model, objective: Objective, device: torch.device) -> Engine:
@@ -96,4 +97,4 @@ def _sharded(model: Model, objective: Objective, device: torch.device) -> Engine
     for projector in objective.children():
         if any(True for _ in projector.parameters()):
             fully_shard(projector, mesh=mesh, reshard_after_forward=True)
-    return Engine(model, objective)
+    return Engine(model, objective, sharded=True)
