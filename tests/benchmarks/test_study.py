@@ -144,6 +144,13 @@ def test_the_document_says_what_the_results_say() -> None:
     assert filled(document, blocks(load(RESULTS))) == document, "run python -m benchmarks.study --report"
 
 
+def test_the_results_are_those_of_the_plan() -> None:
+    """A condition that changes its meaning needs another name, or new runs."""
+    plan = {run.key: run.changes for run in whole_plan()}
+    results = load(RESULTS)
+    assert {key: result["changes"] for key, result in results.items()} == {key: plan.get(key) for key in results}
+
+
 def test_its_figures_are_there() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     shown = [line.split("(")[1].rstrip(")") for line in text.splitlines() if line.startswith("![") and "study-" in line]
