@@ -8,8 +8,8 @@ is CC-BY-NC): its modules are imported from there and its step is taken around t
 and without the scaling of float16, which a CPU does not do. Ours is a step of the package's own trainer, from uint8
 images, with the objective `ijepa`.
 
-First both compute loss and gradient from the same weights, which must agree to rounding. Then they take turns in one
-process, a step each, the first one changing; a round counts only if nothing else used the machine in it (guard.py).
+First both compute loss and gradient from the same weights, which must agree to rounding. Then they take turns, a step
+each in a process of its own, the first one changing; a round counts only if nothing else used the machine (guard.py).
 What is reported is the ratio of the seconds of a round, so that a slow change of the machine meets both. It replaces the
 rows of the cases it measured in benchmarks/results/peers.json; `--report` prints the table from that file.
 """
@@ -19,11 +19,13 @@ import copy
 import hashlib
 import importlib
 import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +40,7 @@ from cjepa.build import build_trainer
 from cjepa.config import RunConfig
 from cjepa.models import JEPA
 from cjepa.objectives import IJepaConfig
+from cjepa.training.device_memory import keep_freed_memory
 from cjepa.training.environment import describe_environment
 from cjepa.training.schedules import learning_rate
 from cjepa.types import Batch
@@ -67,7 +70,8 @@ class Public:
         source = folder / "src" / "models" / "vision_transformer.py"
         if not source.is_file():
             raise SystemExit(f"{folder} is no checkout of facebookresearch/ijepa: {source} is not there")
-        sys.path.insert(0, str(folder.resolve()))
+        if str(folder.resolve()) not in sys.path:
+            sys.path.insert(0, str(folder.resolve()))
         modules = (
             importlib.import_module(f"src.{name}")
             for name in ("models.vision_transformer", "masks.utils", "utils.logging")
@@ -241,30 +245,71 @@ def _config(case: Case) -> RunConfig:
     return case.config.model_copy(update={"objective": IJepaConfig()})
 
 
-def measure(public: Public, case: Case, device: torch.device, seconds: float) -> dict[str, Any]:
-    """The row of a case; ratios are null where too few rounds were undisturbed."""
-    batch = typical_batch(case)
-    same = compare(public, case, device)
+def serve(connection: Connection, folder: Path, case: Case, name: str, device_name: str, threads: int) -> None:
+    """The process of a contestant: for every True that arrives, the seconds of a step and the foreign load in it."""
+    torch.set_num_threads(threads)
+    device, batch = torch.device(device_name), typical_batch(case)
     ours = Ours(_config(case), device)
-    steps = {"public": Theirs(public, ours, case, device).step, "cjepa": ours.step}
-    for step in steps.values():
-        step(batch)
+    if name == "public":
+        step = partial(Theirs(Public.of(folder), ours, case, device).step, batch)
+    else:
+        keep_freed_memory()  # as the command line does
+        step = partial(ours.step, batch)
+    while connection.recv():
+        before = Reading.now()
+        seconds = _seconds(step, device)
+        connection.send((seconds, used_by_others(before, Reading.now())))
+
+
+class Contestant:
+    """A step in a process of its own, whose memory is managed as its program does it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, *arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def step(self) -> tuple[float, float]:
+        """Take one: its seconds, and the share of the machine that others used."""
+        self.connection.send(True)
+        seconds, others = self.connection.recv()
+        return seconds, others
+
+    def finish(self) -> None:
+        """End the process."""
+        self.connection.send(False)
+        self.process.join()
+
+
+def race(contestants: Mapping[str, Contestant], seconds: float) -> tuple[list[dict[str, float]], int]:
+    """Seconds of each contestant in each undisturbed round, and how many rounds were disturbed."""
     kept: list[dict[str, float]] = []
-    disturbed = 0
+    disturbed, measured, order = 0, 0.0, list(contestants)
+    for contestant in contestants.values():
+        contestant.step()
     began = time.perf_counter()
-    measured = 0.0
-    order = list(steps)
     while measured < seconds and time.perf_counter() - began < PATIENCE * seconds:
         order.reverse()
-        before = Reading.now()
-        lasted = {name: _seconds(partial(steps[name], batch), device) for name in order}
-        after = Reading.now()
-        if used_by_others(before, after) > ALLOWED:
+        found = {name: contestants[name].step() for name in order}
+        if max(others for _, others in found.values()) > ALLOWED:
             disturbed += 1
         else:
-            kept.append(lasted)
-            measured += after.clock - before.clock
-    return {**_described(case, batch, device), "agreement": same, "rounds_disturbed": disturbed, **spreads(kept, case)}
+            kept.append({name: lasted for name, (lasted, _) in found.items()})
+            measured += sum(kept[-1].values())
+    return kept, disturbed
+
+
+def measure(folder: Path, case: Case, device: torch.device, seconds: float, threads: int) -> dict[str, Any]:
+    """The row of a case; ratios are null where too few rounds were undisturbed."""
+    same = compare(Public.of(folder), case, device)
+    contestants = {name: Contestant(folder, case, name, str(device), threads) for name in ("public", "cjepa")}
+    kept, disturbed = race(contestants, seconds)
+    for contestant in contestants.values():
+        contestant.finish()
+    row = _described(case, typical_batch(case), device)
+    return {**row, "agreement": same, "rounds_disturbed": disturbed, **spreads(kept, case)}
 
 
 def _described(case: Case, batch: Batch, device: torch.device) -> dict[str, Any]:
@@ -358,7 +403,7 @@ def main() -> int:
         public = Public.of(arguments.reference)
         device = torch.device(arguments.device)
         for name in arguments.cases:
-            row = measure(public, CASES[name], device, arguments.seconds)
+            row = measure(arguments.reference, CASES[name], device, arguments.seconds, arguments.threads)
             write(arguments.out, public, arguments.threads, [row])
     print(table(arguments.out))
     missing = [row["case"] for row in _rows(arguments.out) if row["ratio"] is None]

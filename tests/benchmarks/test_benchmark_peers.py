@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import peers
-from benchmarks.peers import Ours, Public, Theirs, compare, measure, spreads, table, write
+from benchmarks.peers import Ours, Public, Theirs, compare, measure, race, spreads, table, write
 from benchmarks.step import typical_batch
 from tests.benchmarks.test_benchmark_step import TINY
 
@@ -134,11 +134,29 @@ def test_both_go_the_same_way(public: Public) -> None:
         assert mine == pytest.approx(other, rel=1e-3)
 
 
+class Counting:
+    """A contestant whose steps last 1, 2, 3 ... times so long, the third one disturbed."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.steps = seconds, 0
+
+    def step(self) -> tuple[float, float]:
+        self.steps += 1
+        return self.seconds * self.steps, 0.5 if self.steps == 3 else 0.0
+
+
+def test_disturbed_rounds_and_the_first_are_left_out() -> None:
+    contestants: Any = {"public": Counting(3.0), "cjepa": Counting(1.0)}
+    kept, disturbed = race(contestants, seconds=20.0)
+    assert kept == [{"public": 6.0, "cjepa": 2.0}, {"public": 12.0, "cjepa": 4.0}]
+    assert disturbed == 1
+
+
 def test_a_row_says_what_was_measured(public: Public, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "FEWEST", 1)
     monkeypatch.setattr(peers, "ALLOWED", 1.0)
     monkeypatch.setitem(peers.CASES, "tiny", TINY)
-    row = measure(public, TINY, CPU, seconds=0.1)
+    row = measure(tmp_path, TINY, CPU, seconds=0.1, threads=1)
     assert row["rounds"] > 0
     assert row["ratio"]["cjepa"]["median"] > 0
     path = tmp_path / "new" / "peers.json"

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+SMALL = 2**24
+"""Products of fewer multiplications stay where they are: choosing takes longer than it saves."""
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -22,15 +24,16 @@ def takes_explicit_attention(query: Tensor) -> bool:
     return query.device.type == "cpu" and query.dtype == torch.bfloat16
 
 
-def takes_onednn(tokens: Tensor) -> bool:
+def takes_onednn(tokens: Tensor, weight: Tensor) -> bool:
     """Whether float32 products with weights are computed by oneDNN instead of MKL.
 
-    MKL keeps its AVX-512 kernels for Intel's processors; elsewhere oneDNN, which comes with torch too, is faster. What is
+    MKL keeps its best kernels for Intel's processors; elsewhere oneDNN, which comes with torch too, is faster. What is
     being compiled or exported is left to torch.
     """
     return (
         tokens.device.type == "cpu"
-        and tokens.dtype == torch.float32
+        and tokens.dtype == weight.dtype == torch.float32
+        and tokens.numel() * weight.shape[0] >= SMALL
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and _mkl_is_slower()
@@ -48,12 +51,19 @@ def _mkl_is_slower() -> bool:
 class Linear(nn.Linear):
     """nn.Linear by the fastest kernel."""
 
-    def forward(self, input: Float[Tensor, "*B K"]) -> Float[Tensor, "*B N"]:  # noqa: A002
+    def forward(self, input: Float[Tensor, "*B K"]) -> Float[Tensor, "*B N"]:
         """Input times transposed weights, plus bias."""
-        if takes_onednn(input):
-            product: Tensor = OneDnnLinear.apply(input, self.weight, self.bias)
-            return product
-        return F.linear(input, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)
+
+
+def linear(
+    tokens: Float[Tensor, "*B K"], weight: Float[Tensor, "N K"], bias: Float[Tensor, "N"] | None
+) -> Float[Tensor, "*B N"]:
+    """tokens weight^T + bias by the fastest kernel."""
+    if takes_onednn(tokens, weight):
+        product: Tensor = OneDnnLinear.apply(tokens, weight, bias)
+        return product
+    return F.linear(tokens, weight, bias)
 
 
 class OneDnnLinear(torch.autograd.Function):
