@@ -2,81 +2,50 @@
 
     python -m benchmarks.peers --reference FOLDER
 
-FOLDER is a checkout of https://github.com/facebookresearch/ijepa, which this repository does not contain (its licence
-is CC-BY-NC): its modules are imported from there and its step is taken around them as it is published, with its AdamW
-(not fused), its moving average (parameter by parameter) and its statistics of the gradient, but without images to load
-and without the scaling of float16, which a CPU does not do. Ours is a step of the package's own trainer, from uint8
-images, with the objective `ijepa`.
+FOLDER is a checkout of https://github.com/facebookresearch/ijepa, which is not part of this repository; public_step.py
+takes its step. Ours is a step of the package's own trainer, from uint8 images, with the objective `ijepa`.
 
-First both compute loss and gradient from the same weights, which must agree to rounding. Then they take turns, a step
-each in a process of its own, the first one changing; a round counts only if nothing else used the machine (guard.py).
-What is reported is the ratio of the seconds of a round, so that a slow change of the machine meets both. It replaces the
-rows of the cases it measured in benchmarks/results/peers.json; `--report` prints the table from that file.
+First both compute loss and gradient of a few images from the same weights, which must agree to rounding. Then they take
+turns, a step each in a process of its own, the first one changing. A round counts only if the kernel's accounting says
+that others hardly ran on the cores that the step may use (guard.py): with fewer threads than cores, the other cores may
+be busy. What is reported is the ratio of the seconds of a round, so that a slow change of the machine meets both. It
+replaces the rows of the cases that it measured in benchmarks/results/peers.json; `--report` prints the table from it.
 """
 
 import argparse
-import copy
-import hashlib
-import importlib
 import json
 import multiprocessing
-import sys
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from benchmarks.guard import ALLOWED, Reading, Spread, used_by_others
+from benchmarks.public_step import Public, Theirs, flat_gradient
 from benchmarks.step import CASES, Case, typical_batch
 from cjepa.build import build_trainer
 from cjepa.config import RunConfig
-from cjepa.models import JEPA
+from cjepa.models.kernels import linear
 from cjepa.objectives import IJepaConfig
 from cjepa.training.device_memory import keep_freed_memory
 from cjepa.training.environment import describe_environment
-from cjepa.training.schedules import learning_rate
+from cjepa.training.footprint import Lengths, footprint
 from cjepa.types import Batch
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
-FEWEST = 5
+FEWEST = 3
 """Undisturbed rounds without which a case has no result."""
+COMPARED = 8
+"""Images of which loss and gradient are compared."""
 PATIENCE = 3
 """Times the seconds of a case after which it ends, however many rounds were disturbed."""
-NAMES = {"project_in": "predictor_embed", "blocks": "predictor_blocks", "norm": "predictor_norm"}
-NAMES |= {"project_out": "predictor_proj", "mask_token": "mask_token"}
-"""Parts of our predictor, and what the public one calls them."""
-
-
-@dataclass(frozen=True)
-class Public:
-    """What is taken from the checkout: the module of both transformers, and two functions of the step."""
-
-    transformers: ModuleType
-    masks: ModuleType
-    logging: ModuleType
-    sha256: str
-
-    @classmethod
-    def of(cls, folder: Path) -> "Public":
-        """From a checkout; SystemExit where it is none."""
-        source = folder / "src" / "models" / "vision_transformer.py"
-        if not source.is_file():
-            raise SystemExit(f"{folder} is no checkout of facebookresearch/ijepa: {source} is not there")
-        if str(folder.resolve()) not in sys.path:
-            sys.path.insert(0, str(folder.resolve()))
-        modules = (
-            importlib.import_module(f"src.{name}")
-            for name in ("models.vision_transformer", "masks.utils", "utils.logging")
-        )
-        return cls(*modules, hashlib.sha256(source.read_bytes()).hexdigest())
 
 
 class Ours:
@@ -92,124 +61,9 @@ class Ours:
     def gradient(self, batch: Batch) -> tuple[float, dict[str, Tensor]]:
         """Loss and gradient from the weights as they are."""
         loss, _ = self.trainer.gradient(batch)
-        found = {name: _of(parameter.grad) for name, parameter in self.trainer.parameters.items()}
+        found = {name: flat_gradient(parameter) for name, parameter in self.trainer.parameters.items()}
         self.trainer.optimizer.zero_grad(set_to_none=True)
         return float(loss.total), found
-
-
-class Theirs:
-    """The published step around the public modules, with the weights, rates and precision of a trainer of ours."""
-
-    def __init__(self, public: Public, ours: Ours, case: Case, device: torch.device) -> None:
-        self.public, self.device = public, device
-        self.bfloat16 = case.precision == "bfloat16"
-        self.encoder, self.predictor = _modules(public, case)
-        _load(self.encoder, self.predictor, ours.trainer.model)
-        self.encoder.to(device)
-        self.predictor.to(device)
-        self.target = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.normalise = ours.trainer.normalise
-        config = ours.trainer.config
-        self.momentum = config.momentum.start
-        parts = (self.encoder, self.predictor)
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in part.parameters() if p.requires_grad and p.ndim > 1]} for part in parts
-        ]
-        vectors = [p for part in parts for p in part.parameters() if p.requires_grad and p.ndim == 1]
-        groups.append({"params": vectors, "weight_decay": 0.0})
-        rate = learning_rate(config.optimizer.learning_rate, 0, ours.trainer.warmup_steps, ours.trainer.total_steps)
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=rate, betas=config.optimizer.betas, weight_decay=config.optimizer.weight_decay.start
-        )
-
-    def step(self, batch: Batch) -> float:
-        """Take one; its loss."""
-        loss = self._backward(batch)
-        self.optimizer.step()
-        self.public.logging.grad_logger(self.encoder.named_parameters())
-        self.optimizer.zero_grad()
-        with torch.no_grad():
-            for average, current in zip(self.target.parameters(), self.encoder.parameters(), strict=True):
-                average.mul_(self.momentum).add_(current, alpha=1 - self.momentum)
-        return loss
-
-    def gradient(self, batch: Batch) -> tuple[float, dict[str, Tensor]]:
-        """Loss and gradient from the weights as they are, by the names of ours."""
-        loss = self._backward(batch)
-        found = {_our_name("encoder", name): _of(p.grad) for name, p in self.encoder.named_parameters() if _learns(p)}
-        found |= {
-            _our_name("predictor", name): _of(p.grad) for name, p in self.predictor.named_parameters() if _learns(p)
-        }
-        self.optimizer.zero_grad()
-        return loss, found
-
-    def _backward(self, batch: Batch) -> float:
-        images = self.normalise(batch.images.to(self.device))
-        contexts = [batch.masks.context.to(self.device)]
-        targets = list(batch.masks.targets.to(self.device).unbind(1))
-        apply_masks = self.public.masks.apply_masks
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            with torch.no_grad():
-                embedded = self.target(images)
-                wanted = apply_masks(F.layer_norm(embedded, embedded.shape[-1:]), targets)
-            predicted = self.predictor(self.encoder(images, contexts), contexts, targets)
-            loss = F.smooth_l1_loss(predicted, wanted)
-        loss.backward()
-        return float(loss.detach())
-
-
-def _modules(public: Public, case: Case) -> tuple[nn.Module, nn.Module]:
-    encoder, predictor = case.encoder, case.predictor
-    norm = partial(nn.LayerNorm, eps=1e-6)
-    built = public.transformers.VisionTransformer(
-        img_size=[case.image_size],
-        patch_size=encoder.patch_size,
-        embed_dim=encoder.width,
-        depth=encoder.depth,
-        num_heads=encoder.heads,
-        mlp_ratio=encoder.mlp_ratio,
-        qkv_bias=True,
-        norm_layer=norm,
-    )
-    predicting = public.transformers.VisionTransformerPredictor(
-        num_patches=built.patch_embed.num_patches,
-        embed_dim=encoder.width,
-        predictor_embed_dim=predictor.width,
-        depth=predictor.depth,
-        num_heads=predictor.heads or encoder.heads,
-        mlp_ratio=predictor.mlp_ratio,
-        qkv_bias=True,
-        norm_layer=norm,
-    )
-    return built, predicting
-
-
-def _load(encoder: nn.Module, predictor: nn.Module, model: JEPA) -> None:
-    """Our weights into their modules: everything that learns must be given."""
-    for part, module, source in (("encoder", encoder, model.encoder), ("predictor", predictor, model.predictor)):
-        weights = {f"{part}.{name}": tensor for name, tensor in source.named_parameters()}
-        for name, parameter in module.named_parameters():
-            if _learns(parameter):
-                parameter.data.copy_(weights.pop(_our_name(part, name)).detach().reshape(parameter.shape))
-        assert not weights, f"the public {part} has no {', '.join(weights)}"
-
-
-def _our_name(part: str, name: str) -> str:
-    """What we call a parameter of a public module."""
-    if part == "encoder":
-        return f"encoder.{name.replace('patch_embed.proj', 'patch_projection')}"
-    first, *rest = name.split(".")
-    own = {theirs: ours for ours, theirs in NAMES.items()}[first]
-    return ".".join(("predictor", own, *rest))
-
-
-def _learns(parameter: nn.Parameter) -> bool:
-    return parameter.requires_grad
-
-
-def _of(gradient: Tensor | None) -> Tensor:
-    assert gradient is not None
-    return gradient.detach().float().flatten().clone()
 
 
 def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
@@ -221,9 +75,13 @@ def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 
 def compare(public: Public, case: Case, device: torch.device) -> dict[str, float]:
     """Losses and gradients of both from the same weights; in bfloat16 also how far each is from our float32."""
+    case = replace(case, batch_size=min(COMPARED, case.batch_size))
     batch = typical_batch(case)
     ours = Ours(_config(case), device)
-    (loss, gradient), (their_loss, theirs) = ours.gradient(batch), Theirs(public, ours, case, device).gradient(batch)
+    (loss, gradient), (their_loss, theirs) = (
+        ours.gradient(batch),
+        Theirs(public, ours.trainer, case, device).gradient(batch),
+    )
     found = {
         "loss": loss,
         "loss_public": their_loss,
@@ -251,7 +109,7 @@ def serve(connection: Connection, folder: Path, case: Case, name: str, device_na
     device, batch = torch.device(device_name), typical_batch(case)
     ours = Ours(_config(case), device)
     if name == "public":
-        step = partial(Theirs(Public.of(folder), ours, case, device).step, batch)
+        step = partial(Theirs(Public.of(folder), ours.trainer, case, device).step, batch)
     else:
         keep_freed_memory()  # as the command line does
         step = partial(ours.step, batch)
@@ -283,7 +141,7 @@ class Contestant:
         self.process.join()
 
 
-def race(contestants: Mapping[str, Contestant], seconds: float) -> tuple[list[dict[str, float]], int]:
+def race(contestants: Mapping[str, Contestant], seconds: float, limit: float) -> tuple[list[dict[str, float]], int]:
     """Seconds of each contestant in each undisturbed round, and how many rounds were disturbed."""
     kept: list[dict[str, float]] = []
     disturbed, measured, order = 0, 0.0, list(contestants)
@@ -293,7 +151,7 @@ def race(contestants: Mapping[str, Contestant], seconds: float) -> tuple[list[di
     while measured < seconds and time.perf_counter() - began < PATIENCE * seconds:
         order.reverse()
         found = {name: contestants[name].step() for name in order}
-        if max(others for _, others in found.values()) > ALLOWED:
+        if max(others for _, others in found.values()) > limit:
             disturbed += 1
         else:
             kept.append({name: lasted for name, (lasted, _) in found.items()})
@@ -301,24 +159,41 @@ def race(contestants: Mapping[str, Contestant], seconds: float) -> tuple[list[di
     return kept, disturbed
 
 
+def allowed(threads: int) -> float:
+    """Share of the machine that others may use: a little of the cores that the step has, and all of the others."""
+    cores = os.cpu_count() or 1
+    return ALLOWED + max(cores - threads, 0) / cores
+
+
 def measure(folder: Path, case: Case, device: torch.device, seconds: float, threads: int) -> dict[str, Any]:
     """The row of a case; ratios are null where too few rounds were undisturbed."""
     same = compare(Public.of(folder), case, device)
     contestants = {name: Contestant(folder, case, name, str(device), threads) for name in ("public", "cjepa")}
-    kept, disturbed = race(contestants, seconds)
+    kept, disturbed = race(contestants, seconds, allowed(threads))
     for contestant in contestants.values():
         contestant.finish()
-    row = _described(case, typical_batch(case), device)
+    row = _described(case, typical_batch(case), device) | {"fastest_product": fastest_product(case, device)}
     return {**row, "agreement": same, "rounds_disturbed": disturbed, **spreads(kept, case)}
 
 
+def fastest_product(case: Case, device: torch.device) -> float:
+    """Operations per second of a product with weights alone, in the precision of a case: what bounds its step."""
+    dtype = getattr(torch, case.precision)
+    tokens, weight = torch.randn(4096, 1024, device=device).to(dtype), torch.randn(1024, 1024, device=device).to(dtype)
+    seconds = min(_seconds(lambda: linear(tokens, weight, None), device) for _ in range(20))
+    return 2 * 4096 * 1024 * 1024 / seconds
+
+
 def _described(case: Case, batch: Batch, device: torch.device) -> dict[str, Any]:
+    masks, grid = batch.masks, case.config.grid
+    lengths = Lengths(grid[0] * grid[1], masks.context.shape[1], *masks.targets.shape[1:])
     return {
         "case": case.name,
         "image_size": case.image_size,
         "batch_size": case.batch_size,
         "precision": case.precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "operations_per_image": footprint(case.config.model, None, lengths, case.precision, False).operations,
         "context_patches": batch.masks.context.shape[1],
         "target_blocks": batch.masks.targets.shape[1],
         "target_patches": batch.masks.targets.shape[2],
@@ -339,7 +214,7 @@ def spreads(rounds: Sequence[Mapping[str, float]], case: Case) -> dict[str, Any]
     }
 
 
-def _seconds(step: Callable[[], float], device: torch.device) -> float:
+def _seconds(step: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
@@ -354,7 +229,11 @@ def write(path: Path, public: Public, threads: int, rows: list[dict[str, Any]]) 
     path.parent.mkdir(parents=True, exist_ok=True)
     measured = {row["case"] for row in rows}
     kept = [row for row in _rows(path) if row["case"] not in measured] if path.exists() else []
-    settings = {"threads": threads, "allowed_foreign_load": ALLOWED, "public_transformers_sha256": public.sha256}
+    settings = {
+        "threads": threads,
+        "allowed_foreign_load": allowed(threads),
+        "public_transformers_sha256": public.sha256,
+    }
     new = [{**row, "settings": settings, "environment": describe_environment()} for row in rows]
     ordered = sorted(kept + new, key=lambda row: list(CASES).index(row["case"]))
     path.write_text(json.dumps({"rows": ordered}, indent=1) + "\n")
@@ -367,12 +246,25 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def table(path: Path) -> str:
     """Rates and ratios with quartiles, and how far loss and gradient are apart, as Markdown."""
-    columns = ["case", "n", "public, images/s", "cjepa, images/s", "ratio", "loss differs by", "gradient differs by"]
+    columns = [
+        "case",
+        "n",
+        "public, images/s",
+        "cjepa, images/s",
+        "ratio",
+        "of the product",
+        "loss differs by",
+        "gradient differs by",
+    ]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in _rows(path):
         same, rates, ratio = row["agreement"], row["images_per_second"], row["ratio"]
-        speed = "disturbed | | " if rates is None else f"{_text(rates['public'])} | {_text(rates['cjepa'])} | "
-        speed += "" if ratio is None else _text(ratio["cjepa"])
+        speed = "disturbed | | | "
+        if rates is not None:
+            share = rates["cjepa"]["median"] * row["operations_per_image"] / row["fastest_product"]
+            speed = (
+                f"{_text(rates['public'])} | {_text(rates['cjepa'])} | {_text(ratio['cjepa'])} | {100 * share:.0f} %"
+            )
         gradient = f"{same['gradient_difference']:.2g}"
         if "gradient_from_float32" in same:
             gradient += f" (from float32: {same['gradient_from_float32']:.2g}, "
