@@ -44,6 +44,7 @@ FEWEST = 3
 """Undisturbed rounds without which a case has no result."""
 COMPARED = 8
 """Images of which loss and gradient are compared."""
+NARROW = "cjepa, predictor as wide as the encoder"
 PATIENCE = 3
 """Times the seconds of a case after which it ends, however many rounds were disturbed."""
 
@@ -103,11 +104,21 @@ def _config(case: Case) -> RunConfig:
     return case.config.model_copy(update={"objective": IJepaConfig()})
 
 
+def contestants_of(case: Case) -> tuple[str, ...]:
+    """Public, ours, and where the predictor is wider than the encoder, ours with one of the encoder's width."""
+    return ("public", "cjepa", NARROW) if case.predictor.width > case.encoder.width else ("public", "cjepa")
+
+
+def narrower(case: Case) -> Case:
+    """The same with a predictor as wide as the encoder: model.predictor.width, another method with other results."""
+    return replace(case, predictor=case.predictor.model_copy(update={"width": case.encoder.width}))
+
+
 def serve(connection: Connection, folder: Path, case: Case, name: str, device_name: str, threads: int) -> None:
     """The process of a contestant: for every True that arrives, the seconds of a step and the foreign load in it."""
     torch.set_num_threads(threads)
     device, batch = torch.device(device_name), typical_batch(case)
-    ours = Ours(_config(case), device)
+    ours = Ours(_config(narrower(case) if name == NARROW else case), device)
     if name == "public":
         step = partial(Theirs(Public.of(folder), ours.trainer, case, device).step, batch)
     else:
@@ -168,7 +179,7 @@ def allowed(threads: int) -> float:
 def measure(folder: Path, case: Case, device: torch.device, seconds: float, threads: int) -> dict[str, Any]:
     """The row of a case; ratios are null where too few rounds were undisturbed."""
     same = compare(Public.of(folder), case, device)
-    contestants = {name: Contestant(folder, case, name, str(device), threads) for name in ("public", "cjepa")}
+    contestants = {name: Contestant(folder, case, name, str(device), threads) for name in contestants_of(case)}
     kept, disturbed = race(contestants, seconds, allowed(threads))
     for contestant in contestants.values():
         contestant.finish()
@@ -259,7 +270,7 @@ def table(path: Path) -> str:
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in _rows(path):
         same, rates, ratio = row["agreement"], row["images_per_second"], row["ratio"]
-        speed = "disturbed | | | "
+        speed = "disturbed | | | | "
         if rates is not None:
             share = rates["cjepa"]["median"] * row["operations_per_image"] / row["fastest_product"]
             speed = (

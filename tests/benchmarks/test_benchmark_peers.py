@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from benchmarks import peers, public_step
-from benchmarks.peers import Ours, allowed, compare, measure, race, spreads, table, write
+from benchmarks.peers import Ours, allowed, compare, contestants_of, measure, narrower, race, spreads, table, write
 from benchmarks.public_step import Public, Theirs
 from benchmarks.step import typical_batch
+from cjepa.models.predictor import PredictorConfig
 from tests.benchmarks.test_benchmark_step import TINY
 
 pytestmark = pytest.mark.skipif(not Path("/proc/stat").exists(), reason="guarded timings are for Linux")
@@ -156,6 +157,13 @@ def test_disturbed_rounds_and_the_first_are_left_out() -> None:
 def test_cores_that_the_step_does_not_use_may_be_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     assert [allowed(threads) for threads in (1, 3, 4, 8)] == pytest.approx([0.8, 0.3, 0.05, 0.05])
+
+
+def test_a_predictor_wider_than_the_encoder_has_a_narrow_variant() -> None:
+    wide = replace(TINY, predictor=PredictorConfig(width=96, depth=2))
+    assert contestants_of(TINY) == ("public", "cjepa")
+    assert contestants_of(wide) == ("public", "cjepa", peers.NARROW)
+    assert narrower(wide) == TINY
 
 
 def test_a_row_says_what_was_measured(public: Public, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
