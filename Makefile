@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 FLOOR_VENV ?= .venv-floor
+BUDGET ?= 2h
+STUDY_FLAGS ?=
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 BIN := $(VENV)/bin
@@ -11,7 +13,7 @@ FLOOR_BIN := $(FLOOR_VENV)/bin
 INSTALL := -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed test-gpu test-floor torture format benchmark docs clean
+.PHONY: help demo test test-slow test-distributed test-gpu test-floor torture format benchmark gpu study docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +51,13 @@ benchmark: $(VENV)/.test-installed  ## time the training step and embedding, mea
 	@$(BIN)/python -m benchmarks.step
 	@$(BIN)/python -m benchmarks.embed
 	@$(BIN)/python -m benchmarks.parity
+
+study: $(VENV)/.test-installed  ## continue the small-scale study (BUDGET=2h, STUDY_FLAGS="--data cifar10=DIR"), then write docs/results.md
+	@$(BIN)/python -m benchmarks.study --budget $(BUDGET) $(STUDY_FLAGS) || [ $$? -eq 75 ]
+	@$(BIN)/python -m benchmarks.study --report
+
+gpu: $(VENV)/.test-installed  ## all that waits for a GPU, in calls of under 10 minutes; GPU_FLAGS="--reference DIR" adds a peer
+	@until $(BIN)/python -m benchmarks.gpu --budget 540 $(GPU_FLAGS); do test $$? -eq 75 || exit 1; done
 
 docs: $(VENV)/.test-installed  ## the reference of the Python API as pages, in build/reference
 	@$(BIN)/python docs/reference.py build/reference

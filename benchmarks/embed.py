@@ -4,7 +4,8 @@
 
 embeds a folder of JPEGs, and runs the same encoder over the same crops held in memory: in one process, in turns, one
 pair after the other, so that whatever else the machine does disturbs both. What counts is the ratio of each pair; it
-writes benchmarks/results/embed.json with median and quartiles. Weights are random: a rate does not depend on them.
+writes benchmarks/results/embed.json with median and quartiles; `--report` prints the table from that file. Weights are
+random: a rate does not depend on them.
 """
 
 import argparse
@@ -99,8 +100,22 @@ def measure(
     }
 
 
+def report() -> str:
+    """The result as Markdown."""
+    row = json.loads(RESULTS.read_text(encoding="utf-8"))
+    lines = [
+        "| encoder | device, threads | n | forward pass, images/s | embed, images/s | ratio of each pair |",
+        "|---|---|---|---|---|---|",
+    ]
+    bare, embedded = (row[name] for name in ("bare_images_per_second", "embed_images_per_second"))
+    rates = [f"{each['median']:.1f} ({each['low']:.1f} to {each['high']:.1f})" for each in (bare, embedded)]
+    ratio = "{median:.2f} ({low:.2f} to {high:.2f})".format(**row["ratio"])
+    cells = [row["encoder"], f"{row['device']}, {row['threads']}", str(row["pairs"]), *rates, ratio]
+    return "\n".join([*lines, f"| {' | '.join(cells)} |"])
+
+
 def main() -> None:
-    """Measure, write and print."""
+    """Measure, write and print, or report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="small")
     parser.add_argument("--images", type=int, default=96)
@@ -110,7 +125,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--report", action="store_true")
     given = parser.parse_args()
+    if given.report:
+        print(report())
+        return
     job = EmbeddingJob(batch_size=given.batch_size, precision=given.precision)
     row = measure(given.encoder, given.images, given.pairs, torch.device(given.device), job, given.workers)
     given.out.write_text(json.dumps({"environment": describe_environment(), **row}, indent=1) + "\n", encoding="utf-8")

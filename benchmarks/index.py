@@ -178,16 +178,19 @@ def run(images: int, files: int, scratch: Path, repeats: int) -> dict[str, Any]:
 
 
 def report(results: dict[str, Any]) -> str:
-    """Ranges over the runs, in words."""
-    lines = [f"Python lists of 10^6 images: {results['MB of lists of 10^6 images']:.0f} MB"]
-    for kind in ("index", "folder"):
-        runs = results[kind]["runs"]
-        lines.append(f"{kind} of {runs[0]['images']:,} images (n = {len(runs)})")
-        for key in runs[0]:
-            values = [each[key] for each in runs]
-            if isinstance(values[0], float):
-                lines.append(f"  {key}: {min(values):,.4g} to {max(values):,.4g}")
+    """Ranges over the runs as Markdown."""
+    kinds = {kind: results[kind]["runs"] for kind in ("index", "folder")}
+    heads = [f"{kind} of {runs[0]['images']:,} images (n = {len(runs)})" for kind, runs in kinds.items()]
+    lines = [f"| | {' | '.join(heads)} |", "|---|---|---|"]
+    for key, value in kinds["index"][0].items():
+        if isinstance(value, float):
+            lines.append(f"| {key} | {' | '.join(_range([run.get(key) for run in runs]) for runs in kinds.values())} |")
     return "\n".join(lines)
+
+
+def _range(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{min(known):,.4g} to {max(known):,.4g}" if known else ""
 
 
 def main() -> None:

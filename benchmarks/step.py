@@ -136,7 +136,7 @@ class Bench:
 
     def _watch(self, trainer: Trainer) -> None:
         model = trainer.model
-        modules = (model.target_encoder, model.encoder, model.predictor, trainer.objective)
+        modules = (model.target_encoder, *model.learned.values(), trainer.objective)
         for name, module in zip(PARTS[:4], modules, strict=True):
             module.register_forward_pre_hook(partial(self._mark, f"{name} begins"))
             module.register_forward_hook(partial(self._mark, f"{name} ends"))

@@ -1,12 +1,13 @@
 """Two hosts train together, one process is killed, the job restarts by itself and ends as if nothing had happened.
 
-    python -m benchmarks.two_hosts [--data CIFAR10] [--steps 100] [--save]
+    python -m benchmarks.two_hosts [--data CIFAR10] [--preset cifar10 [--batch 32]] [--steps 100] [--save]
 
 The hosts are two network namespaces joined by a virtual cable (Linux, root, iproute2), or, where those cannot be made,
 two agents on this machine's loopback. torchrun's agents find each other by the c10d rendezvous and start
-`cjepa pretrain cifar10-small`, the preset with its own batch, on every rank. First an undisturbed run, then one in
-which a rank of the second host gets SIGKILL after half the steps; both must end with the same bits. Without --data the
-images are the demo's. With --save it writes benchmarks/results/two_hosts.json.
+`cjepa pretrain` on every rank, with the preset's own batch unless --batch names another. First an undisturbed run, then
+one in which a rank of the second host gets SIGKILL after half the steps; both must end with the same bits. Without
+--data the images are the demo's. With --save it writes benchmarks/results/two_hosts.json, or two_hosts-PRESET.json for
+another preset.
 """
 
 import argparse
@@ -24,12 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cjepa.config.presets import resolve
 from cjepa.training.checkpoint import CheckpointStore
 from cjepa.training.environment import describe_environment
 from cjepa.training.metrics import read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "two_hosts.json"
-PRESET, BATCH, PORT = "cifar10-small", 128, 29517
+PRESET, PORT = "cifar10-small", 29517
 IMAGES = {"cifar10": 50_000, "demo": 5_400}
 SAVES = 5
 """Checkpoints of a run."""
@@ -98,12 +100,12 @@ def steps_taken(folder: Path) -> int:
 
 
 def train(
-    places: list[Host], folder: Path, job: str, each: int, arguments: Sequence[str], kill_at: int | None
+    places: list[Host], folder: Path, job: str, each: int, command: Sequence[str], kill_at: int | None
 ) -> dict[str, Any]:
     """Run to the end, with a rank of the second host killed at a step; what was seen."""
     started, killed_at = time.monotonic(), None
     logs = [folder.with_name(f"{folder.name}-host-{index}.log") for index in range(2)]
-    command = ["pretrain", PRESET, *arguments, "--out", str(folder)]
+    command = [*command, "--out", str(folder)]
     agents = [start(host, places[0], job, each, command, log) for host, log in zip(places, logs, strict=True)]
     try:
         while any(agent.poll() is None for agent in agents):
@@ -131,13 +133,14 @@ def digests(folder: Path, step: int) -> dict[str, str]:
     return {file.stem: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(path.glob("*.safetensors"))}
 
 
-def settings(data: Path | None, steps: int) -> list[str]:
+def settings(data: Path | None, steps: int, batch: int) -> list[str]:
     """The preset's changes: how long, how often it saves, and a small evaluation at both ends."""
     images = IMAGES["demo" if data is None else "cifar10"]
-    epoch = images / BATCH
+    epoch = images / batch
     source = "data.source=demo" if data is None else f"data={data}"
     return [
         source,
+        f"training.batch_size={batch}",
         f"training.epochs={steps / epoch:.6f}",
         f"training.checkpoint_every={steps / SAVES / epoch:.6f}",
         f"training.evaluate_every={steps / epoch:.6f}",
@@ -150,14 +153,18 @@ def main() -> None:
     """Both runs, the comparison, and the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="CIFAR-10 as a folder of images; else the demo's photographs")
+    parser.add_argument("--preset", default=PRESET)
+    parser.add_argument("--batch", type=int, help="images of a step; by default the preset's")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--ranks", type=int, default=1, help="ranks on each host")
     parser.add_argument("--save", action="store_true", help="write the result file")
     options = parser.parse_args()
+    batch = options.batch or resolve(options.preset, []).training.batch_size
+    command = ["pretrain", options.preset, *settings(options.data, options.steps, batch)]
     with tempfile.TemporaryDirectory() as temporary, hosts() as places:
-        folder, arguments = Path(temporary), settings(options.data, options.steps)
-        undisturbed = train(places, folder / "undisturbed", "one", options.ranks, arguments, None)
-        disturbed = train(places, folder / "disturbed", "two", options.ranks, arguments, options.steps // 2)
+        folder = Path(temporary)
+        undisturbed = train(places, folder / "undisturbed", "one", options.ranks, command, None)
+        disturbed = train(places, folder / "disturbed", "two", options.ranks, command, options.steps // 2)
         right, found = (digests(folder / name, options.steps) for name in ("undisturbed", "disturbed"))
     if not disturbed["continued"]:
         raise RuntimeError("the killed run did not continue from a checkpoint")
@@ -165,7 +172,8 @@ def main() -> None:
         "environment": describe_environment(),
         "hosts": "network namespaces" if places[0].prefix else "agents on loopback",
         "images": "demo" if options.data is None else "cifar10",
-        "preset": PRESET,
+        "preset": options.preset,
+        "batch": batch,
         "ranks": 2 * options.ranks,
         "steps": options.steps,
         "undisturbed": undisturbed,
@@ -175,7 +183,8 @@ def main() -> None:
     }
     print(json.dumps({key: value for key, value in result.items() if key not in ("environment", "sha256")}, indent=1))
     if options.save:
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        results = RESULTS if options.preset == PRESET else RESULTS.with_stem(f"two_hosts-{options.preset}")
+        results.write_text(json.dumps(result, indent=1) + "\n")
     if right != found:
         sys.exit("the disturbed run ended with other bits")
 

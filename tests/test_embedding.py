@@ -219,9 +219,43 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     job = EmbeddingJob(batch_size=8)
     with pytest.raises(StoppedEarly, match="stopped by SIGINT after image 24 of 49; the same command goes on"):
         embed_images(weights, images, tmp_path / "e.npy", job, device="cpu")
-    with pytest.raises(InputError, match=r"a part of other embeddings \(they differ in: features\)"):
+    with pytest.raises(InputError, match=r"with other options \(they differ in: features\)"):
         embed_images(weights, images, tmp_path / "e.npy", EmbeddingJob("patches", batch_size=8), device="cpu")
     assert embed_images(weights, images, tmp_path / "e.npy", job, device="cpu").computed == 25
+
+
+def test_a_part_of_other_weights_or_images_is_begun_anew(
+    weights: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, part, job = tmp_path / "e.npy", tmp_path / ".e.npy.part", EmbeddingJob(batch_size=16)
+    embed_images(weights, images, tmp_path / "whole.npy", job, device="cpu")
+    for content in ({"weights": "another"}, {"fingerprint": "another", "features": "both"}, {"preparation": {}}, None):
+        with pytest.MonkeyPatch.context() as patch:
+            _stop_at_the_first_batch(patch)
+            with pytest.raises(StoppedEarly):
+                embed_images(weights, images, out, job, device="cpu")
+        assert json.loads((part / "done.json").read_text()) == 16
+        described = json.loads((part / "job.json").read_text())
+        (part / "job.json").write_text("{" if content is None else json.dumps(described | content))
+        found = embed_images(weights, images, out, job, device="cpu")
+        assert (found.computed, found.unreadable) == (49, 1)
+        assert "beginning anew" in caplog.text
+        assert out.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+        assert not part.exists()
+        out.unlink()
+        caplog.clear()
+
+
+def _stop_at_the_first_batch(patch: pytest.MonkeyPatch) -> None:
+    from cjepa.runs import embedding
+
+    original = embedding._begin
+
+    def interrupting(*given: object) -> object:
+        signal.raise_signal(signal.SIGINT)
+        return original(*given)  # type: ignore[arg-type]
+
+    patch.setattr(embedding, "_begin", interrupting)
 
 
 def test_a_store_forgets_what_was_not_synced(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from cjepa.evaluation.finetune import FinetuneConfig
 from cjepa.evaluation.linear import LinearConfig
 from cjepa.evaluation.linear_sgd import LinearSgdConfig
 from cjepa.evaluation.lowshot import LowshotConfig
+from cjepa.evaluation.patches import PatchRetrievalConfig
 from cjepa.evaluation.retrieval import RetrievalConfig
 from cjepa.evaluation.segmentation import SegmentationConfig
 from cjepa.evaluation.video import VideoConfig
@@ -61,6 +62,7 @@ def cases(data: Path) -> list[tuple[Evaluation, list[str]]]:
         (AttentiveConfig(epochs=1, batch_size=16), []),
         (FinetuneConfig(epochs=1, batch_size=16), []),
         (SegmentationConfig(data=data / "scenes", epochs=1), []),
+        (PatchRetrievalConfig(data=data / "scenes"), []),
         (CountingConfig(data=data / "clevr", probe=probe), PIXELS),
         (DistanceConfig(data=data / "clevr", probe=probe), PIXELS),
         (DetectionConfig(data=data / "coco", epochs=0.5, batch_size=1, channels=8), []),
@@ -73,7 +75,7 @@ def test_every_evaluation_is_tried(data: Path) -> None:
     assert names | {"knn", "linear"} == {part.model_fields["name"].default for part in Evaluation.__args__}
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(11))
 def test_a_line_beside_the_untrained_encoder_s_and_never_twice(run: Path, data: Path, number: int) -> None:
     evaluation, baselines = cases(data)[number]
     results = evaluate_run(run, [evaluation], device="cpu")
@@ -94,7 +96,7 @@ def test_a_line_beside_the_untrained_encoder_s_and_never_twice(run: Path, data: 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(11))
 def test_a_gpu_gives_values_too(run: Path, data: Path, number: int, tmp_path: Path) -> None:
     evaluation, _ = cases(data)[number]
     copied = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations.jsonl"))

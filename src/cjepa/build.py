@@ -8,17 +8,17 @@ from typing import Literal
 import torch
 
 from cjepa.config import RunConfig, load_yaml, parse
-from cjepa.data import Splits, TrainingStream
+from cjepa.data import Splits, TrainingStream, ViewsStream
 from cjepa.errors import InputError
 from cjepa.masking import build_sampler
-from cjepa.models import JEPA, VisionTransformer
+from cjepa.models import JEPA, Model, TwoViews, VisionTransformer
 from cjepa.models.pretrained import PretrainedEncoder, normalise
 from cjepa.models.weights import Preparation, Weights, holds_weights, open_weights
-from cjepa.objectives import IJepaConfig, build_objective
+from cjepa.objectives import IJepaConfig, SimsiamConfig, TwoViewsConfig, build_objective
 from cjepa.ranks import launched, local_count, local_rank, slots, world_size
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
 from cjepa.training.device_memory import USABLE, device_memory, resident_memory
-from cjepa.training.footprint import Footprint, Lengths, footprint
+from cjepa.training.footprint import Footprint, Lengths, footprint, views_footprint
 from cjepa.training.parallel import Parallel
 from cjepa.training.state import Progressed
 from cjepa.training.trainer import Trainer, TrainingConfig
@@ -43,8 +43,9 @@ def build_probe(config: RunConfig, splits: Splits) -> TrainingStream:
 
 
 def _stream(config: RunConfig, splits: Splits, first_slot: int, slots: int) -> TrainingStream:
+    stream = ViewsStream if isinstance(config.objective, TwoViewsConfig) else TrainingStream
     batch_size = config.training.batch_size
-    return TrainingStream(splits.train, config.data, _sampler(config), batch_size, config.seed, first_slot, slots)
+    return stream(splits.train, config.data, _sampler(config), batch_size, config.seed, first_slot, slots)
 
 
 def build_trainer(config: RunConfig, images: int, device: torch.device) -> Trainer:
@@ -79,14 +80,15 @@ def _sampler(config: RunConfig) -> MaskSampler:
 
 def footprint_of(config: RunConfig, kind: str) -> Footprint:
     """What a step of a run needs on a kind of device (cpu, cuda, mps), in the longest of its first steps."""
+    training, objective, patches = config.training, config.objective, config.grid[0] * config.grid[1]
+    how = training.precision, kind != "cpu", training.checkpoint_activations
+    if isinstance(objective, TwoViewsConfig):
+        hidden = objective.hidden if isinstance(objective, SimsiamConfig) else None
+        return views_footprint(config.model.encoder, objective.projector, hidden, patches, *how)
     masks = _sampler(config)(longest_step(config), 0, 1)
     context, (blocks, target) = masks.context.shape[1], masks.targets.shape[1:]
-    lengths = Lengths(config.grid[0] * config.grid[1], context, blocks, target)
-    projector = None if isinstance(config.objective, IJepaConfig) else config.objective.projector
-    training = config.training
-    return footprint(
-        config.model, projector, lengths, training.precision, kind != "cpu", training.checkpoint_activations
-    )
+    projector = None if isinstance(objective, IJepaConfig) else objective.projector
+    return footprint(config.model, projector, Lengths(patches, context, blocks, target), *how)
 
 
 def engine_for(config: RunConfig, needs: Footprint, ranks: int, memory: float) -> tuple[Parallel, int]:
@@ -119,9 +121,10 @@ def _fitted(config: RunConfig, device: torch.device) -> TrainingConfig:
     return training.model_copy(update={"micro_batch": micro_batch, "parallel": parallel})
 
 
-def build_model(config: RunConfig) -> JEPA:
+def build_model(config: RunConfig) -> Model:
     """The untrained model of a run: its weights are a function of the seed."""
-    model = JEPA(config.model, config.grid)
+    two_views = isinstance(config.objective, TwoViewsConfig)
+    model = TwoViews(config.model) if two_views else JEPA(config.model, config.grid)
     model.initialise(config.seed)
     return model
 

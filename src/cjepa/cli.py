@@ -186,6 +186,7 @@ def evaluate(
     """
     from cjepa.build import When, Which
     from cjepa.cli_text import results_table, results_text
+    from cjepa.ranks import is_first
     from cjepa.runs import evaluate_run
 
     results = evaluate_run(
@@ -196,6 +197,8 @@ def evaluate(
         images=images,
         device=device,
     )
+    if not is_first():
+        return
     print_table(results_table(results))
     typer.echo(results_text(results, run))
 

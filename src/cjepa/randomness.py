@@ -25,6 +25,7 @@ class Stream(IntEnum):
     MASK_SUBSETS = 7
     MASK_PROBES = 8
     FITTING = 9
+    VIEWS = 10
 
 
 def uniform_rows(seed: int, stream: Stream, step: int, first: int, count: int, width: int) -> npt.NDArray[np.float64]:

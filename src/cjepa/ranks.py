@@ -59,13 +59,16 @@ def local_count() -> int:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
-    """While open, this process is connected with the others that the launcher started, if there are any."""
+def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[None]:
+    """While open, this process is connected with the others that the launcher started, if there are any.
+
+    patience: how long a rank waits for the others.
+    """
     if launched() == 1 or dist.is_initialized():
         yield
         return
     # Flags, counts and files' contents travel by gloo from the CPU's memory, whatever the gradients travel by.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=patience)
     try:
         yield
     finally:
@@ -154,6 +157,36 @@ def collect(value: Value) -> list[Value]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def together(failure: CjepaError | None) -> None:
+    """Raise a declared error on all ranks where one has it: this rank's own, else the first one of another rank."""
+    if world_size() == 1:
+        if failure is not None:
+            raise failure
+        return
+    found = [each for each in collect(None if failure is None else (type(failure), str(failure))) if each is not None]
+    if failure is not None:
+        raise failure
+    if found:
+        kind, message = found[0]
+        raise kind(message)
+
+
+def on_first(work: Callable[[], Value]) -> Value | None:
+    """What `work` returns on the first rank, where it stays; None on the others. Its declared error is raised on all.
+
+    For what is too large to hand around; `from_first` hands it to all.
+    """
+    value: Value | None = None
+    failure: CjepaError | None = None
+    if rank() == 0:
+        try:
+            value = work()
+        except CjepaError as error:
+            failure = error
+    together(failure)
+    return value
 
 
 def from_first(work: Callable[[], Value]) -> Value:

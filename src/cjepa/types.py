@@ -1,7 +1,7 @@
 """The vocabulary shared by all parts: nothing here knows how any of them works."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -34,6 +34,10 @@ class Masks:
         """The same masks on another device."""
         return Masks(self.context.to(device, non_blocking=True), self.targets.to(device, non_blocking=True))
 
+    def pin_memory(self) -> "Masks":
+        """The same masks in memory that a GPU copies from while it computes."""
+        return Masks(self.context.pin_memory(), self.targets.pin_memory())
+
 
 @dataclass(frozen=True)
 class Unreadable:
@@ -46,12 +50,20 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step consumes. `samples` are the source indices of the images."""
+    """What one training step consumes. `samples` are the source indices of the images.
+
+    second: where two views of an image are compared, the other one; then the masks are not used.
+    """
 
     images: UInt8[Tensor, "B 3 H W"]
     masks: Masks
     samples: Int[Tensor, "B"]
     unreadable: tuple[Unreadable, ...] = ()
+    second: UInt8[Tensor, "B 3 H W"] | None = None
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in memory that a GPU copies from while it computes; the loader calls this."""
+        return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,7 @@ class Embeddings:
 
     context: encoder outputs of the context patches. predicted, target: the predictor's outputs and the
     (normalised) target encoder outputs for the T patches of each of the M blocks; target has no gradient.
+    Of two views: M = 2 blocks of T = 1 pooled embedding each, no context, and as target the other view.
     """
 
     context: Float[Tensor, "B C D"]

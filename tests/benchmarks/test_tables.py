@@ -1,14 +1,24 @@
 """The tables in the documents are those that the committed scripts print from the committed results."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks import demo, evaluations, features, presets, step
+from benchmarks import data, demo, embed, evaluations, features, footprint, index, parity, presets, step
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = {
     "README.md": {demo.RESULTS: lambda: [demo.table(demo.RESULTS)]},
+    "docs/data.md": {
+        data.RESULTS: lambda: [data.report(json.loads(data.RESULTS.read_text()))],
+        index.RESULTS: lambda: [index.report(json.loads(index.RESULTS.read_text()))],
+    },
+    "docs/export.md": {
+        parity.RESULTS: lambda: [parity.table(json.loads(parity.RESULTS.read_text())["rows"])],
+        embed.RESULTS: lambda: [embed.report()],
+    },
+    "docs/scale.md": {footprint.RESULTS: lambda: [footprint.report()]},
     "docs/evaluation.md": {
         evaluations.RESULTS: lambda: [evaluations.report()],
         features.RESULTS: lambda: [features.report()],

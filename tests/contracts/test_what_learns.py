@@ -1,30 +1,23 @@
 """Nothing but encoder, predictor and projector learns; the target encoder follows by its average alone."""
 
-from typing import get_args
-
 import pytest
 import torch
-from pydantic import TypeAdapter
 from torch import nn
 
-from cjepa.masking import MultiblockConfig, build_sampler
-from cjepa.models import JEPA, EncoderConfig, ModelConfig
-from cjepa.models.predictor import PredictorConfig
 from cjepa.models.pretrained import normalise
-from cjepa.objectives import IJepaConfig, ObjectiveConfig, build_objective
+from cjepa.objectives import IJepaConfig, build_objective
 from cjepa.objectives.ijepa import IJepa
 from cjepa.training.trainer import Trainer, TrainingConfig
 from cjepa.types import Batch, Embeddings, Loss
+from tests.contracts.models import NAMES, batch_for, model_for, variant
 
-NAMES = [variant().name for variant in get_args(get_args(ObjectiveConfig)[0])]
 BATCH = 8
 CHANNELS = (0.5, 0.5, 0.5)
 
 
-def trainer(objective: nn.Module, precision: str = "float32") -> Trainer:
-    encoder = EncoderConfig(width=16, depth=2, heads=2, patch_size=4)
-    model = JEPA(ModelConfig(encoder=encoder, predictor=PredictorConfig(width=16, depth=2)), (6, 6))
-    model.initialise(0)
+def trainer(name: str, precision: str = "float32", objective: nn.Module | None = None) -> Trainer:
+    """Of an objective by its name, or with another module in its place."""
+    model = model_for(variant(name), width=16, depth=2)
     config = TrainingConfig.model_validate(
         {
             "epochs": 1,
@@ -38,19 +31,12 @@ def trainer(objective: nn.Module, precision: str = "float32") -> Trainer:
     def prepare(images: torch.Tensor) -> torch.Tensor:
         return normalise(images, CHANNELS, CHANNELS)
 
-    return Trainer(config, model, objective, prepare, 4 * BATCH, 0.1, torch.device("cpu"))
+    built = objective or build_objective(variant(name), 16, seed=0)
+    return Trainer(config, model, built, prepare, 4 * BATCH, 0.1, torch.device("cpu"))
 
 
-def objective(name: str) -> nn.Module:
-    config = TypeAdapter(ObjectiveConfig).validate_python({"name": name})
-    return build_objective(config, 16, seed=0)
-
-
-def batch(step: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(step)
-    images = torch.randint(0, 256, (BATCH, 3, 24, 24), generator=generator, dtype=torch.uint8)
-    masks = build_sampler(MultiblockConfig(), (6, 6), 0, BATCH)(step, 0, BATCH)
-    return Batch(images, masks, torch.arange(BATCH))
+def batch(name: str, step: int = 0) -> Batch:
+    return batch_for(variant(name), BATCH, step)
 
 
 def identities(module: nn.Module) -> set[int]:
@@ -59,9 +45,9 @@ def identities(module: nn.Module) -> set[int]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_optimizer_holds_encoder_predictor_and_projector_once(name: str) -> None:
-    built = trainer(objective(name))
+    built = trainer(name)
     held = [id(parameter) for group in built.optimizer.param_groups for parameter in group["params"]]
-    learned = [identities(part) for part in (built.model.encoder, built.model.predictor, built.objective)]
+    learned = [identities(part) for part in (*built.model.learned.values(), built.objective)]
     assert len(held) == len(set(held))
     assert set(held) == set.union(*learned)
     assert not set(held) & identities(built.model.target_encoder)
@@ -69,28 +55,27 @@ def test_the_optimizer_holds_encoder_predictor_and_projector_once(name: str) -> 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exactly_what_learns_has_gradients(name: str) -> None:
-    built = trainer(objective(name))
-    given = batch()
-    embeddings = built.model(built.normalise(given.images), given.masks)
-    built.objective(embeddings, 0).total.backward()
+    built = trainer(name)
+    built.gradient(batch(name))
     with_gradient = {
         key
         for part, module in (("model", built.model), ("objective", built.objective))
         for key, parameter in module.named_parameters(part)
         if parameter.grad is not None
     }
-    expected = {f"model.encoder.{key}" for key, _ in built.model.encoder.named_parameters()}
-    expected |= {f"model.predictor.{key}" for key, _ in built.model.predictor.named_parameters()}
+    expected = {
+        f"model.{part}.{key}" for part, module in built.model.learned.items() for key, _ in module.named_parameters()
+    }
     expected |= {f"objective.{key}" for key, _ in built.objective.named_parameters()}
     assert with_gradient == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_moves_every_learned_weight_and_the_target_by_the_average_alone(name: str) -> None:
-    built = trainer(objective(name))
+    built = trainer(name)
     before = {key: p.detach().clone() for key, p in built.parameters.items()}
     target = {key: p.detach().clone() for key, p in built.model.target_encoder.named_parameters()}
-    built.take_step(batch())
+    built.take_step(batch(name))
     for key, parameter in built.parameters.items():
         assert not torch.equal(parameter, before[key]), f"{key} did not move"
         assert parameter.grad is None, "gradients are released after the step"
@@ -101,10 +86,10 @@ def test_a_step_moves_every_learned_weight_and_the_target_by_the_average_alone(n
 
 def test_several_steps_follow_the_closed_form_of_the_average() -> None:
     """Momentum moves linearly from 0.9 to 1 over the 4 steps, so the last step leaves the target where it is."""
-    built = trainer(objective("cjepa"))
+    built = trainer("cjepa")
     expected = {key: p.detach().double() for key, p in built.model.target_encoder.named_parameters()}
     for step in range(4):
-        built.take_step(batch(step))
+        built.take_step(batch("cjepa", step))
         built.progress.step += 1
         momentum = 0.9 + 0.1 * step / 3
         for key, parameter in built.model.encoder.named_parameters():
@@ -114,8 +99,8 @@ def test_several_steps_follow_the_closed_form_of_the_average() -> None:
 
 
 def test_weight_decay_is_for_matrices_alone() -> None:
-    built = trainer(objective("cjepa"))
-    built.take_step(batch())
+    built = trainer("cjepa")
+    built.take_step(batch("cjepa"))
     decayed, spared = built.optimizer.param_groups
     assert decayed["weight_decay"] == pytest.approx(0.04)
     assert spared["weight_decay"] == 0
@@ -139,8 +124,8 @@ class Witness(IJepa):
 def test_objectives_run_in_full_precision_whatever_the_model_does(precision: str) -> None:
     """Half precision in the statistics overflows or cancels: autocast ends before the objective."""
     witness = Witness(IJepaConfig())
-    built = trainer(witness, precision)
-    loss = built.take_step(batch()).loss
+    built = trainer("ijepa", precision, witness)
+    loss = built.take_step(batch("ijepa")).loss
     assert not witness.autocast
     for part in (witness.seen.context, witness.seen.predicted, witness.seen.target):
         assert part.dtype == torch.float32

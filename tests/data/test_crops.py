@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cjepa.data.crops import DRAWS, Box, centre_crop, random_box, random_crop, resized
+from cjepa.data.crops import DRAWS, Box, centre_crop, random_box, random_crop, resized, training_box
 
 SCALE, RATIO = (0.3, 1.0), (3 / 4, 4 / 3)
 UNIT = st.floats(0, 1, exclude_max=True)
@@ -99,6 +99,23 @@ def test_shrinking_in_two_stages_cannot_be_seen() -> None:
     difference = resized(image, Box(37, 11, 400, 380), (32, 32)).transpose(1, 2, 0) - expected.astype(float)
     assert np.abs(difference).max() <= 6
     assert np.sqrt((difference**2).mean()) < 1.5
+
+
+@pytest.mark.parametrize("size", [(32, 32), (90, 60), (224, 224)], ids=str)
+def test_a_training_crop_is_that_of_one_filter_over_the_box_but_for_rounding(size: tuple[int, int]) -> None:
+    """Against Pillow's filter over the whole box (torchvision's resized_crop), enlarged, reduced and both."""
+    rng = np.random.default_rng(0)
+    layers = [np.kron(rng.normal(size=(256 // n, 256 // n, 3)), np.ones((n, n, 1))) for n in (1, 2, 4, 8, 16, 32)]
+    image = Image.fromarray((np.clip(sum(layers) * 20 + 128, 0, 255)).astype(np.uint8))
+    kinds = set()
+    for row in rng.random((60, DRAWS)).tolist():
+        box = training_box(row, (256, 256), size, (0.05, 1.0), RATIO)
+        kinds.add((box.width > size[1], box.height > size[0]))
+        part = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+        expected = np.asarray(part.resize((size[1], size[0]), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+        found = random_crop(image, row, size, (0.05, 1.0), RATIO, flip=False)
+        assert np.abs(found.astype(int) - expected).max() <= 1
+    assert len(kinds) > 1
 
 
 def test_the_whole_image_at_its_own_size_is_unchanged() -> None:

@@ -9,12 +9,12 @@ from pydantic import TypeAdapter
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from cjepa.data import TrainingStream
+from cjepa.data import TrainingStream, ViewsStream
 from cjepa.data.config import DataConfig
 from cjepa.masking import MultiblockConfig, build_sampler
-from cjepa.models import JEPA, ModelConfig
+from cjepa.models import JEPA, ModelConfig, TwoViews
 from cjepa.models.pretrained import normalise
-from cjepa.objectives import ObjectiveConfig, build_objective
+from cjepa.objectives import AnyObjectiveConfig, ObjectiveConfig, TwoViewsConfig, build_objective
 from cjepa.ranks import slots
 from cjepa.training.batch_loss import BatchLoss
 from cjepa.training.parallel import Parallel, start_engine
@@ -37,6 +37,7 @@ class Case:
     target_gradient: bool = False
     micro_batch: int | None = None
     step: int = 3
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,21 @@ class Found:
 
 
 def gradient_of(case: Case) -> Found:
-    """Loss and gradient of this case in float64, from this rank's slots of the batch."""
-    model = JEPA(model_config(case), (6, 6))
+    """Loss and gradient of this case, from this rank's slots of the batch: in float64, or in float32 with autocast."""
+    config = objective_config(case)
+    two_views = isinstance(config, TwoViewsConfig)
+    model = TwoViews(model_config(case)) if two_views else JEPA(model_config(case), (6, 6))
     model.initialise(0)
-    values: dict[str, object] = {"name": case.objective}
-    if case.objective != "ijepa":
-        values |= {"beta": 1.0, "projector": {"depth": 3, "width": 24, "norm": case.norm}}
-    objective = build_objective(TypeAdapter(ObjectiveConfig).validate_python(values), 16, seed=0)
+    objective = build_objective(config, 16, seed=0)
     with torch.no_grad():  # else the average equals the encoder, and a mistake between the two would not show
         for parameter in model.target_encoder.parameters():
             parameter.mul_(1.1)
-    model, objective = model.double(), objective.double()
+    if not case.bfloat16:
+        model, objective = model.double(), objective.double()
     engine = start_engine(case.parallel, model, objective, CPU)
-    batch_loss = BatchLoss(model, objective, in_float64, engine, CPU, bfloat16=False, micro_batch=case.micro_batch)
-    batch = stream_of_this_rank()[case.step]
+    prepare = in_float32 if case.bfloat16 else in_float64
+    batch_loss = BatchLoss(model, objective, prepare, engine, CPU, case.bfloat16, case.micro_batch)
+    batch = stream_of_this_rank(ViewsStream if two_views else TrainingStream)[case.step]
     loss = batch_loss.backward(batch, case.step)
     named = {**dict(model.named_parameters()), **{f"objective.{k}": p for k, p in objective.named_parameters()}}
     gradients = {name: whole(p.grad) for name, p in named.items() if p.grad is not None}
@@ -76,6 +78,15 @@ def gradients_of(cases: list[Case]) -> list[Found]:
     return [gradient_of(case) for case in cases]
 
 
+def objective_config(case: Case) -> AnyObjectiveConfig:
+    """The objective with a narrow projector, and a beta that shows."""
+    values: dict[str, object] = {"name": case.objective}
+    if case.objective != "ijepa":
+        values |= {"projector": {"depth": 3, "width": 24, "norm": case.norm}}
+    config: AnyObjectiveConfig = TypeAdapter(ObjectiveConfig).validate_python(values)
+    return config.model_copy(update={"beta": 1.0}) if "beta" in type(config).model_fields else config
+
+
 def model_config(case: Case) -> ModelConfig:
     return ModelConfig.model_validate(
         {
@@ -86,16 +97,20 @@ def model_config(case: Case) -> ModelConfig:
     )
 
 
-def stream_of_this_rank() -> TrainingStream:
-    """Crops and masks of 12 of 40 images, or of this rank's share of them."""
+def stream_of_this_rank(kind: type[TrainingStream]) -> TrainingStream:
+    """Crops or views, and masks, of 12 of 40 images, or of this rank's share of them."""
     config = DataConfig.model_validate({"source": {"name": "folder", "path": "unused"}, "image_size": 24})
     sampler = build_sampler(MultiblockConfig(), (6, 6), 0, BATCH)
     own = slots(BATCH)
-    return TrainingStream(Textures(per_class=10, side=24), config, sampler, BATCH, 0, own.start, len(own))
+    return kind(Textures(per_class=10, side=24), config, sampler, BATCH, 0, own.start, len(own))
+
+
+def in_float32(images: Tensor) -> Tensor:
+    return normalise(images, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 def in_float64(images: Tensor) -> Tensor:
-    return normalise(images, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).double()
+    return in_float32(images).double()
 
 
 def whole(tensor: Tensor) -> Tensor:

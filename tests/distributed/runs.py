@@ -46,7 +46,7 @@ def config(images: Path, changes: dict[str, Any]) -> RunConfig:
             },
             "objective": {"name": "cjepa", "beta": 0.1, "projector": {"width": 32}},
             "training": training | changes,
-            "monitor": {"train_images": 24, "test_images": 12},
+            "monitor": {"train_images": 24, "test_images": 12, "evaluations": []},
         },
     )
 

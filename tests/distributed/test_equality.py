@@ -4,11 +4,14 @@ from functools import cache
 from itertools import chain
 
 import pytest
+import torch
 
 from tests.distributed.cases import BATCH, OBJECTIVES, Case, Found, gradient_of, gradients_of, with_mistake
 from tests.distributed.harness import on_ranks
 
 TOLERANCE = 1e-10
+HALF_LOSS, HALF_GRADIENT = 1e-3, 1e-2
+"""Relative, with bfloat16 in the forward pass, which rounds to 2^-9: each rank rounds sums over its own images."""
 CASES = [
     *(Case(objective) for objective in OBJECTIVES),
     *(Case(objective, norm="layer") for objective in ("cjepa", "cjepa-context")),
@@ -17,7 +20,7 @@ CASES = [
     Case("cjepa", targets="batch", target_gradient=True),
 ]
 """Every objective, every normalisation of the projector and of the targets."""
-FEW = [Case("cjepa", targets="batch"), Case("cjepa-context"), Case("cjepa-sigreg", norm="layer")]
+FEW = [Case("cjepa", targets="batch"), Case("cjepa-context"), Case("cjepa-sigreg", norm="layer"), Case("simsiam")]
 MISTAKES = ("statistics_of_this_rank", "gathered_without_gradient", "raw_all_reduce")
 
 
@@ -80,6 +83,19 @@ def test_micro_batches_have_the_gradient_of_the_undivided_batch(ranks: int, para
     for found in on_ranks(ranks, gradients_of, cases):
         for case, each in zip(cases, found, strict=True):
             assert_equal(each, alone(changed(case, parallel="auto", micro_batch=None)))
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.distributed)])
+def test_bfloat16_on_two_ranks_is_that_of_one_process(parallel: str, micro_batch: int | None) -> None:
+    """Weights, their gradients and the statistics stay float32; and the loss is not that of float32."""
+    case = Case("cjepa", bfloat16=True)
+    right, exact = alone(case), alone(Case("cjepa"))
+    assert 1e-6 < loss_error(right, exact) < 0.1, "autocast does something"
+    for found in on_ranks(2, gradient_of, changed(case, parallel=parallel, micro_batch=micro_batch)):
+        assert loss_error(found, right) < HALF_LOSS
+        assert gradient_error(found, right) < HALF_GRADIENT
+        assert {gradient.dtype for gradient in found.gradients.values()} == {torch.float32}
 
 
 @pytest.mark.distributed

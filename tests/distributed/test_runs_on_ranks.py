@@ -7,6 +7,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+from cjepa.runs.report import REPORT
+from cjepa.runs.snapshots import SnapshotStore
 from cjepa.training.checkpoint import CheckpointStore
 from cjepa.training.metrics import read_metrics
 from tests.distributed import runs
@@ -33,6 +35,16 @@ def test_two_ranks_log_what_one_process_logs(tmp_path: Path, images: Path, singl
         assert_allclose([found[k] for k in right if k != "split"], [right[k] for k in right if k != "split"], rtol=1e-3)
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert files == {path.name for path in single.iterdir()}
+    assert_same_snapshots(tmp_path / "run", single)
+
+
+def assert_same_snapshots(run: Path, single: Path) -> None:
+    """What the report draws: an encoder that lies in shards is put together for it."""
+    drawn, right = (SnapshotStore(folder / REPORT).load_all() for folder in (run, single))
+    assert [each.step for each in drawn] == [each.step for each in right] != []
+    for one, other in zip(drawn, right, strict=True):
+        torch.testing.assert_close(one.patches, other.patches, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(one.attention_context, other.attention_context, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize(

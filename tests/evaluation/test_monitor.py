@@ -11,8 +11,9 @@ from cjepa.config import RunConfig, dump_yaml, load_yaml, parse
 from cjepa.config.presets import resolve
 from cjepa.data import Splits
 from cjepa.errors import InputError
-from cjepa.evaluation.linear import LinearConfig
-from cjepa.evaluation.monitor import Monitor
+from cjepa.evaluation.features import LabelledFeatures
+from cjepa.evaluation.linear import LinearConfig, linear_accuracy
+from cjepa.evaluation.monitor import PROBE, Monitor, MonitorConfig
 from cjepa.evaluation.retrieval import RetrievalConfig
 from tests.training.conftest import Textures, tiny_config
 
@@ -77,6 +78,28 @@ def test_labels_of_the_training_images_are_split_where_there_are_no_test_images(
     held_out = monitor(Textures(64), None)
     assert held_out.quality == "knn_20_centred"
     assert 20 < held_out.count < 90
+
+
+def test_a_linear_probe_is_measured_where_there_are_labels() -> None:
+    assert MonitorConfig().evaluations == (PROBE,)
+    model = build_model(tiny_config())
+    limits = {"train_images": 128, "test_images": 64}
+    labelled = monitor(Textures(32), Textures(16, seed=1), **limits)
+    values = labelled.measure(model)
+    assert labelled.seen is not None
+    assert labelled.seen.train is not None
+    assert labelled.labelled is not None
+    assert labelled.labelled.test is not None
+    features = LabelledFeatures.select(
+        labelled.seen.train,
+        labelled.labelled.train.labels,
+        labelled.seen.test,
+        labelled.labelled.test.labels,
+        labelled.labelled.train.classes,
+    )
+    expected = linear_accuracy(LinearConfig(inverse_regularisation=(0.03,)), features)
+    assert values["linear"] == expected["linear"] > 40, "better than the chance of 25"
+    assert "linear" not in monitor(unlabelled(16), None, **limits).measure(model)
 
 
 def test_evaluations_of_the_command_serve_while_training(caplog: pytest.LogCaptureFixture) -> None:

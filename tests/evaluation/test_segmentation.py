@@ -15,9 +15,10 @@ from cjepa.data import DataConfig, FolderConfig
 from cjepa.errors import InputError, StoppedEarly
 from cjepa.evaluation.confusion import confusion_of, segmentation_scores
 from cjepa.evaluation.pyramid import SemanticFpn, SimplePyramid
-from cjepa.evaluation.segmentation import SegmentationConfig, Windows, open_segmentation
+from cjepa.evaluation.segmentation import SegmentationConfig, Segmenter, Windows, open_segmentation
 from cjepa.evaluation.segmentation_data import UNSCORED, open_segmentation_data
 from cjepa.evaluation.sliding import multi_scale, sliding, starts
+from cjepa.evaluation.upernet import PooledContext, UperNet, tapped_blocks
 from cjepa.evaluation.work import Work
 from cjepa.runs.keeping import RunKeeper
 from tests.evaluation.labelled_colours import small_encoder
@@ -124,7 +125,15 @@ def test_training_windows_keep_pixels_and_labels_together(scenes: Path) -> None:
     assert abs(float(excess[masks == 0].mean())) < 20
 
 
-@pytest.mark.parametrize("keys", [{}, {"head": "fpn", "channels": 16, "tune": 0.1, "epochs": 40}, {"layers": 2}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"head": "fpn", "channels": 16, "tune": 0.1, "epochs": 40},
+        {"head": "upernet", "channels": 16, "epochs": 60, "rate": 3e-3},
+        {"layers": 2},
+    ],
+)
 def test_it_learns_and_leaves_the_encoder_alone(scenes: Path, keys: dict[str, object]) -> None:
     config = SegmentationConfig.model_validate(
         {"data": scenes, "epochs": 20, "batch_size": 6, "rate": 1e-2, "train_scales": (0.8, 1.25), "stride": 1.0} | keys
@@ -170,6 +179,34 @@ def test_the_pyramid_s_scales() -> None:
     assert [tuple(each.shape) for each in maps] == [(2, 8, 16, 24), (2, 8, 8, 12), (2, 8, 4, 6), (2, 8, 2, 3)]
     assert SemanticFpn(32, 5, 8)(torch.randn(2, 32, 3, 5)).shape == (2, 5, 12, 20)
     assert SemanticFpn(32, 5, 8)(torch.randn(2, 32, 1, 1)).shape[:2] == (2, 5)
+
+
+def test_upernet_s_scales_and_blocks() -> None:
+    assert tapped_blocks(12) == (2, 5, 8, 11)
+    assert tapped_blocks(4) == (0, 1, 2, 3)
+    assert tapped_blocks(2) == (0, 0, 1, 1)
+    head = UperNet(32, 5, 8).eval()
+    assert head(torch.randn(2, 128, 3, 5)).shape == (2, 5, 12, 20)
+    assert head(torch.randn(2, 128, 1, 1)).shape[:2] == (2, 5)
+    model = Segmenter(small_encoder(), SegmentationConfig(data=Path("unused"), head="upernet", channels=8), 3).eval()
+    seen: list[torch.Tensor] = []
+    model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.randn(1, 3, 16, 16)
+    assert model(images).shape == (1, 3, 16, 16)
+    blocks = model.encoder.encoder.last_layers(images, len(model.encoder.encoder.blocks))
+    for part, block in zip(seen[0].chunk(4, 1), model.blocks, strict=True):
+        torch.testing.assert_close(part.flatten(2).transpose(1, 2), blocks[block])
+
+
+def test_pooled_context_reaches_every_pixel() -> None:
+    """A change in one corner changes the opposite corner, which 3 x 3 convolutions alone would not do."""
+    context = PooledContext(8).eval()
+    maps = torch.randn(1, 8, 12, 12)
+    moved = maps.clone()
+    moved[:, :, 0, 0] += 5
+    with torch.inference_mode():
+        change = (context(moved) - context(maps))[..., -1, -1]
+    assert float(change.abs().max()) > 1e-4
 
 
 def broken(scenes: Path, what: str) -> SegmentationConfig:

@@ -1,4 +1,4 @@
-"""Video: DAVIS's measures against a slow literal count, propagation on a moving photograph, what is refused."""
+"""Video: DAVIS's measures against the public evaluation and a literal count, propagation, what is refused."""
 
 import math
 from pathlib import Path
@@ -25,6 +25,7 @@ from cjepa.evaluation.work import Work
 from cjepa.models import EncoderConfig, VisionTransformer
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.runs.keeping import RunKeeper
+from tests.evaluation.davis_masks import stored
 from tests.evaluation.labelled_colours import MEAN, STD, small_encoder
 
 DATA = DataConfig(source=FolderConfig(path=Path("unused")), image_size=16)
@@ -87,7 +88,23 @@ def test_mean_recall_and_decay_of_known_series() -> None:
     assert mean_recall_decay(np.array([0.5]))[1:] == (0.0, 0.0)
 
 
-def test_first_and_last_frames_are_not_scored_and_void_is_left_out() -> None:
+def test_scores_equal_the_public_davis_evaluation() -> None:
+    """On stored masks that move, overlap, vanish, leave the frame and have void pixels: davis_masks.py."""
+    masks, public = stored()
+    scores = [object_scores(*(part.astype(np.int64) for part in pair)) for pair in masks.values()]
+    for number, part in enumerate("JF"):
+        found = [mean_recall_decay(row) for pair in scores for row in pair[number]]
+        for column, name in enumerate(("mean", "recall", "decay")):
+            assert [row[column] for row in found] == pytest.approx(public[f"{part}_{name}"], abs=1e-6)
+    values = summary(scores)
+    for name, each in public.items():
+        assert values[name] / 100 == pytest.approx(np.mean(each), abs=1e-6)
+    both = [*public["J_mean"], *public["F_mean"]]
+    assert values["JF_mean"] / 100 == pytest.approx(np.mean(both), abs=1e-6)
+    assert min(public["J_mean"]) < 0.5 < max(public["J_mean"]), "masks that tell good from bad"
+
+
+def test_first_and_last_frames_are_not_scored_and_void_is_ground() -> None:
     truth = np.zeros((4, 10, 10), dtype=np.int64)
     truth[:, 2:6, 2:6] = 1
     truth[:, 6:9, 6:9] = 2
@@ -97,11 +114,10 @@ def test_first_and_last_frames_are_not_scored_and_void_is_left_out() -> None:
     assert region.shape == contour.shape == (2, 2)
     assert (region == 1).all()
     assert (contour == 1).all()
-    found[1][truth[1] == 2] = 1
     truth[1][truth[1] == 2] = VOID
     region, _ = object_scores(truth, found)
-    assert region[0, 0] == 1  # what lies in void pixels does not count against an object
-    assert region[1, 0] == 1  # nothing there, nothing found
+    assert region[0, 0] == 1
+    assert region[1].tolist() == [0, 1]  # found where nothing is
 
 
 def test_scores_are_averaged_over_objects_of_all_sequences() -> None:

@@ -76,6 +76,13 @@ def test_a_change_is_refused_unless_it_is_named(run: Path, finished: Path, image
     assert "changed on request: training.epochs" in (run / "train.log").read_text()
 
 
+def test_what_is_measured_besides_may_change(run: Path, finished: Path, images: Path) -> None:
+    """Runs of versions that measured less can be continued."""
+    command = ("pretrain", finished / "tiny.yaml", f"data={images}", "--out", run)
+    more = cjepa(*command, "monitor.evaluations=[{name: linear, inverse_regularisation: [0.1]}]")
+    assert more.exit_code == 0, more.output
+
+
 def test_other_images_are_allowed_by_name(run: Path, finished: Path, images: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(images, tmp_path / "moved"))
     (moved / "a" / "0000.png").unlink()

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from cjepa.errors import InputError
 from cjepa.masking import MultiblockConfig, build_sampler
 from cjepa.masking.blocks import Size
-from cjepa.masking.multiblock import MultiblockSampler
+from cjepa.masking.multiblock import ATTEMPTS, MultiblockSampler
+from cjepa.randomness import Stream, uniform_rows
 from cjepa.types import Masks, MaskSampler
 
 Shares = npt.NDArray[np.float64]
@@ -187,3 +188,40 @@ def test_what_is_accepted_gives_enough_context_at_every_step(
         return
     for some_step in range(step, step + 12):
         assert sampler(some_step, 0, 3).context.shape[1] >= config.min_context
+
+
+@pytest.mark.parametrize("grid", [Size(8, 8), Size(6, 12), Size(14, 14)], ids=str)
+def test_masks_are_those_of_a_search_image_by_image(grid: Size) -> None:
+    """Without vectors: the first layout that leaves enough, and of its free patches those with the lowest scores."""
+    config, blocks = MultiblockConfig(), MultiblockConfig().targets + 1
+    sampler = MultiblockSampler(config, grid, 5)
+    again = 0
+    for step in range(4):
+        masks = sampler(step, 3, 40)
+        target, context = sampler.block_sizes(step)
+        width = ATTEMPTS * blocks * 2
+        layouts = uniform_rows(5, Stream.MASK_POSITIONS, step, 3, 40, width).reshape(40, ATTEMPTS, blocks, 2)
+        scores = uniform_rows(5, Stream.MASK_SUBSETS, step, 3, 40, grid.area)
+        for image in range(40):
+            for attempt in range(ATTEMPTS):
+                placed = [
+                    patches_of(draw, size, grid)
+                    for draw, size in zip(layouts[image, attempt], [target] * (blocks - 1) + [context], strict=True)
+                ]
+                free = sorted(set(placed[-1]).difference(*placed[:-1]))
+                if len(free) >= masks.context.shape[1]:
+                    break
+                again += 1
+            kept = sorted(free, key=lambda patch: scores[image, patch])[: masks.context.shape[1]]
+            assert masks.context[image].tolist() == sorted(kept)
+            assert masks.targets[image].tolist() == placed[:-1]
+    assert again > 0
+
+
+def patches_of(draw: Shares, block: Size, grid: Size) -> list[int]:
+    top, left = int(draw[0] * (grid.height - block.height + 1)), int(draw[1] * (grid.width - block.width + 1))
+    return [
+        row * grid.width + column
+        for row in range(top, top + block.height)
+        for column in range(left, left + block.width)
+    ]

@@ -13,7 +13,10 @@ from lightly.models.utils import get_2d_sine_cosine_positional_embedding  # noqa
 
 from cjepa.models.positions import sincos_positions  # noqa: E402
 from cjepa.objectives.cosine import negative_cosine  # noqa: E402
+from cjepa.objectives.projector import ProjectorConfig  # noqa: E402
+from cjepa.objectives.two_views import Vicreg, VicregConfig, negative_cosine_to_others  # noqa: E402
 from cjepa.objectives.vicreg import covariance_penalty, similarity, variance_hinge  # noqa: E402
+from cjepa.types import Embeddings  # noqa: E402
 
 SHAPES = [(6, 2, 20), (16, 4, 16), (64, 4, 8), (9, 3, 30)]
 
@@ -57,6 +60,27 @@ def test_negative_cosine(shape: tuple[int, int, int]) -> None:
     z = views(*shape)
     criterion = NegativeCosineSimilarity()
     torch.testing.assert_close(negative_cosine(z), mean([criterion(*pair) for pair in pairs(z)]))
+
+
+@pytest.mark.parametrize("shape", [(6, 2, 20), (64, 2, 8)])
+def test_vicreg_of_two_views_with_its_gradient(shape: tuple[int, int, int]) -> None:
+    z = views(*shape).requires_grad_()
+    objective = Vicreg(VicregConfig(projector=ProjectorConfig(depth=0)), shape[2])
+    ours = objective(Embeddings(z[:, :0], z.unsqueeze(2), z.unsqueeze(2)), 0).total
+    theirs = VICRegLoss(lambda_param=25.0, mu_param=25.0, nu_param=1.0, eps=1e-4)(*z.unbind(1))
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, z)[0] for loss in (ours, theirs)))
+
+
+@pytest.mark.parametrize("shape", [(6, 2, 20), (64, 2, 8)])
+def test_simsiam_with_its_gradient(shape: tuple[int, int, int]) -> None:
+    """As lightly's example has it: half of each view's prediction against the other's projection, detached."""
+    p, z = views(*shape).requires_grad_(), views(*shape).flip(0) * 0.7
+    criterion = NegativeCosineSimilarity()
+    theirs = 0.5 * (criterion(p[:, 0], z[:, 1].detach()) + criterion(p[:, 1], z[:, 0].detach()))
+    ours = negative_cosine_to_others(p, z.detach())
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, p)[0] for loss in (ours, theirs)))
 
 
 def test_positions_equal_those_of_masked_autoencoders() -> None:

@@ -53,7 +53,7 @@ def tiny_config(**changes: object) -> RunConfig:
         },
         "objective": {"name": "cjepa-context", "beta": 0.1},
         "training": training(),
-        "monitor": {"train_images": 128, "test_images": 64},
+        "monitor": {"train_images": 128, "test_images": 64, "evaluations": []},
     }
     return parse(RunConfig, values | changes)
 

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cjepa.build import build_trainer, footprint_of
 from cjepa.config import RunConfig
 from cjepa.masking import build_sampler
+from cjepa.objectives import TwoViewsConfig
 from cjepa.training.footprint import Footprint
 from cjepa.types import Batch
 from tests.training.conftest import tiny_config
@@ -17,13 +18,16 @@ CONFIGS = [
     tiny_config(objective={"name": "cjepa", "projector": {"width": 48}}),
     tiny_config(objective={"name": "cjepa-context", "projector": {"depth": 0}}),
     tiny_config(objective={"name": "ijepa"}),
+    tiny_config(objective={"name": "vicreg", "projector": {"width": 48}}),
+    tiny_config(objective={"name": "simsiam", "projector": {"width": 48}, "hidden": 12}),
 ]
 
 
 def step_of(config: RunConfig, images: int) -> tuple[Batch, object]:
     size = (images, 3, *config.data.size)
     masks = build_sampler(config.masking, config.grid, config.seed, config.training.batch_size)(0, 0, images)
-    return Batch(torch.zeros(size, dtype=torch.uint8), masks, torch.arange(images)), masks
+    second = torch.zeros(size, dtype=torch.uint8) if isinstance(config.objective, TwoViewsConfig) else None
+    return Batch(torch.zeros(size, dtype=torch.uint8), masks, torch.arange(images), second=second), masks
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.objective.name)

@@ -15,7 +15,7 @@ from tests.training.conftest import Textures, tiny_config, training
 from tests.training.harness import CPU, Run, assert_same_bits, everything
 
 
-@pytest.mark.parametrize("objective", ["cjepa", "cjepa-context", "cjepa-sigreg"])
+@pytest.mark.parametrize("objective", ["cjepa", "cjepa-context", "cjepa-sigreg", "vicreg", "simsiam"])
 def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path, objective: str) -> None:
     config = tiny_config(objective={"name": objective})
     whole = Run(config, tmp_path / "whole")

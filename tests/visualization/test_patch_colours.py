@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from cjepa.visualization import patch_colours, pca_colours, save
-from cjepa.visualization.components import principal_components
+from cjepa.visualization import common_colours, patch_colours, pca_colours, save
+from cjepa.visualization.components import principal_components, turn_onto
 
 
 def features(count=3, patches=6, width=10, seed=0):
@@ -66,6 +66,59 @@ def test_fewer_features_than_colours():
     assert (colours[..., 2] == 128).all()
 
 
+def another_encoder(of_images, seed=5):
+    """The three main directions of some features, mixed, scaled and laid into 7 other dimensions."""
+    scores, _ = principal_components(of_images.flatten(0, 1), 3)
+    random = np.random.default_rng(seed)
+    mixed = scores / scores.std(axis=0) @ random.normal(size=(3, 3)) @ random.normal(size=(3, 7)) + 4.0
+    return torch.from_numpy(mixed).view(*of_images.shape[:2], 7)
+
+
+def test_the_same_content_has_the_same_colour_in_another_encoder():
+    first = features(count=5)
+    one, other = common_colours([first, another_encoder(first)], (2, 3))
+    assert (one.agreement, other.agreement) == pytest.approx((1.0, 1.0))
+    assert np.abs(one.pictures.astype(int) - other.pictures).max() <= 1
+    alone = pca_colours(another_encoder(first), (2, 3))
+    assert np.abs(alone.astype(int) - other.pictures).max() > 50, "without the common frame colours differ"
+
+
+def test_unrelated_encoders_agree_little_and_keep_their_own_structure():
+    first, second = features(count=20, patches=24), features(count=20, patches=24, seed=9)
+    _, other = common_colours([first, second], (4, 6))
+    assert 0 < other.agreement < 0.25
+    second[3, 2] = second[7, 5]
+    _, other = common_colours([first, second], (4, 6))
+    np.testing.assert_array_equal(other.pictures[3, 0, 2], other.pictures[7, 0, 5])
+
+
+def test_only_the_same_images_are_brought_together():
+    """The first encoder has four images, the other two of them and one of its own."""
+    first = features(count=4, patches=24)
+    own = features(count=1, patches=24, seed=3)
+    whole = another_encoder(torch.cat([first, own]))
+    chosen = whole[[3, 1, 4]]
+    _, other = common_colours([first, chosen], (4, 6), [[(i, i) for i in range(4)], [(3, 0), (1, 1)]])
+    assert other.agreement > 0.8
+    _, wrong = common_colours([first, chosen], (4, 6), [[(i, i) for i in range(4)], [(0, 0), (2, 1)]])
+    assert wrong.agreement < 0.5
+
+
+def test_the_turn_is_that_of_scipy_and_changes_no_distance():
+    from scipy.linalg import orthogonal_procrustes
+
+    random = np.random.default_rng(0)
+    own, reference = random.normal(size=(2, 50, 3))
+    rotation, agreement = turn_onto(own, reference)
+    centred = [each - each.mean(axis=0) for each in (own, reference)]
+    expected, _ = orthogonal_procrustes(*centred)
+    np.testing.assert_allclose(rotation, expected, atol=1e-12)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
+    flat = [(centred[0] @ rotation).ravel(), centred[1].ravel()]
+    assert agreement == pytest.approx(np.corrcoef(flat[0], flat[1])[0, 1])
+    assert turn_onto(np.zeros((4, 3)), reference[:4])[1] == 0.0
+
+
 def test_half_precision_features():
     np.testing.assert_array_equal(
         pca_colours(features().bfloat16(), (3, 2)), pca_colours(features().bfloat16().float(), (3, 2))
@@ -93,12 +146,16 @@ def test_a_row_of_pictures_for_each_encoder(tmp_path):
     figure = patch_colours(images, of_encoders, patch_size=4, upsampling="bilinear")
     assert len(figure.axes) == 12
     np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), images[1].permute(1, 2, 0))
-    np.testing.assert_array_equal(figure.axes[10].images[0].get_array(), pca_colours(of_encoders["C-JEPA"], (2, 3))[1])
+    colours = common_colours(list(of_encoders.values()), (2, 3))
+    np.testing.assert_array_equal(figure.axes[10].images[0].get_array(), colours[2].pictures[1])
     assert figure.axes[10].images[0].get_interpolation() == "bilinear"
-    assert figure.get_supxlabel() == "One basis for a whole row of 3 images; bilinear upsampling."
+    assert figure.get_supxlabel() == (
+        "One basis for a whole row of 3 images; rows are turned onto that of untrained, r: how well that fits; "
+        "bilinear upsampling."
+    )
     _, shares = principal_components(of_encoders["I-JEPA"].flatten(0, 1), 3)
     labels = [text.get_text() for text in figure.axes[6].texts]
-    assert labels == ["I-JEPA", f"{100 * shares.sum():.0f} % of variance"]
+    assert labels == ["I-JEPA", f"{100 * shares.sum():.0f} % of variance, r {colours[1].agreement:.2f}"]
     save(figure, tmp_path / "patches.png")
 
 

@@ -6,7 +6,7 @@ from cjepa.data import DataConfig
 from cjepa.evaluation.monitor import MonitorConfig
 from cjepa.masking import MaskingConfig, MultiblockConfig, build_sampler
 from cjepa.models import ModelConfig
-from cjepa.objectives import CJepaConfig, ContextConfig, IJepaConfig, ObjectiveConfig
+from cjepa.objectives import CJepaConfig, ContextConfig, IJepaConfig, ObjectiveConfig, TwoViewsConfig
 from cjepa.training.metrics import LoggingConfig
 from cjepa.training.trainer import TrainingConfig
 from cjepa.types import Part
@@ -58,7 +58,7 @@ class RunConfig(Part):
                 )
 
     def _blocks_can_be_compared(self) -> None:
-        compares = not isinstance(self.objective, IJepaConfig | ContextConfig)
+        compares = not isinstance(self.objective, IJepaConfig | ContextConfig | TwoViewsConfig)
         if compares and self.masking.targets < 2:
             raise ValueError(
                 f"masking.targets: objective={self.objective.name} compares the target blocks of an image, so there "

@@ -3,9 +3,11 @@
 from typing import assert_never
 
 from cjepa.data.arrays import ArraySource
+from cjepa.data.cache import CachedSource
 from cjepa.data.config import DataConfig, SourceConfig
 from cjepa.data.decoding import UnreadableImageError, decode
 from cjepa.data.demo import DemoConfig, open_demo
+from cjepa.data.device_crops import DeviceImages, device_images
 from cjepa.data.evaluation_images import EvaluationImages, TwoCrops
 from cjepa.data.files import FileSource
 from cjepa.data.folder import FolderConfig, open_folder
@@ -16,14 +18,17 @@ from cjepa.data.shards import ShardsConfig, ShardSource, is_sharded, open_shards
 from cjepa.data.source import NO_LABEL, ImageSource, Splits, holdout, labelled_only
 from cjepa.data.stream import TrainingStream, iterate
 from cjepa.data.torchvision_sets import TorchvisionConfig, open_torchvision
+from cjepa.data.views import ViewsStream
 
 LIST_EXTENSIONS = (".txt", ".tsv", ".lst")
 
 __all__ = [
     "NO_LABEL",
     "ArraySource",
+    "CachedSource",
     "DataConfig",
     "DemoConfig",
+    "DeviceImages",
     "EvaluationImages",
     "FileSource",
     "FolderConfig",
@@ -40,7 +45,9 @@ __all__ = [
     "TrainingStream",
     "TwoCrops",
     "UnreadableImageError",
+    "ViewsStream",
     "decode",
+    "device_images",
     "holdout",
     "iterate",
     "labelled_only",

@@ -1,9 +1,13 @@
 """Where images come from and how they are cropped."""
 
+import os
+from pathlib import Path
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field, model_validator
 
+from cjepa.data.augmentation import ViewsConfig
 from cjepa.data.decoding import PILLOW_LIMIT
 from cjepa.data.demo import DemoConfig
 from cjepa.data.folder import FolderConfig
@@ -13,12 +17,15 @@ from cjepa.data.loader import PATIENCE
 from cjepa.data.parquet import ParquetConfig
 from cjepa.data.shards import ShardsConfig
 from cjepa.data.torchvision_sets import TorchvisionConfig
+from cjepa.ranks import local_count
 from cjepa.types import Part
 
 SourceConfig = Annotated[
     FolderConfig | ShardsConfig | ListConfig | ParquetConfig | HuggingFaceConfig | TorchvisionConfig | DemoConfig,
     Field(discriminator="name"),
 ]
+
+_MOST_WORKERS = 8
 
 Side = Annotated[int, Field(ge=4, le=8192)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -42,14 +49,21 @@ class DataConfig(Part):
     """Width over height of a training crop, relative to that of image_size: smallest and largest."""
     flip: bool = False
     """Mirror half of the training crops; the paper does not."""
+    views: ViewsConfig = Field(default_factory=lambda: ViewsConfig())
+    """The two views that objective=vicreg and objective=simsiam compare."""
     evaluation_crop: Share = 1.0
     """Share of the shorter side that the centre crop for evaluation covers."""
     mean: tuple[Channel, Channel, Channel] = (0.485, 0.456, 0.406)
     """Mean of red, green and blue in [0, 1] that normalisation subtracts; the default is ImageNet's."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Standard deviation of red, green and blue that normalisation divides by; the default is ImageNet's."""
-    workers: int = Field(0, ge=0, le=256)
-    """Processes that decode images, 0 for the main one; the batches are the same for any number."""
+    workers: int | None = Field(None, ge=0, le=256)
+    """Processes that decode images, 0 for the main one; by default that, or with a GPU one for each free core, 8 at
+    most. The batches are the same for any number."""
+    cache: Path | None = None
+    """Folder of decoded images, which runs may share; by default they lie in the run folder until the run is done."""
+    cache_bytes: int = Field(1 << 30, ge=0)
+    """Decode the training images only once if all of them take no more bytes than this; 0: never. Same pixels."""
     worker_timeout: float = Field(PATIENCE, gt=0, le=1e6)
     """Seconds without a batch from the workers before the run is saved and stops, naming what they are reading."""
     max_pixels: int = Field(64_000_000, gt=0, le=PILLOW_LIMIT)
@@ -61,6 +75,15 @@ class DataConfig(Part):
     def size(self) -> tuple[int, int]:
         """Height and width of the images in pixels."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def processes(self) -> int:
+        """The number of workers: on a CPU they would take cores from the step, beside a GPU they are needed."""
+        if self.workers is not None:
+            return self.workers
+        return (
+            min(max((os.cpu_count() or 1) // local_count() - 1, 0), _MOST_WORKERS) if torch.cuda.is_available() else 0
+        )
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> "DataConfig":

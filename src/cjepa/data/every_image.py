@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -44,7 +45,8 @@ class EveryImage(Dataset[ImageBatch]):
     def __getitem__(self, batch: int) -> ImageBatch:
         first = batch * self.batch_size
         indices = range(first, min(first + self.batch_size, len(self.source)))
-        images = torch.zeros(len(indices), 3, *self.size, dtype=torch.uint8)
+        # numpy copies a crop at once; torch would wake its threads for every image, which fight with the encoder's.
+        images = np.zeros((len(indices), 3, *self.size), dtype=np.uint8)
         unreadable = []
         for row, index in enumerate(indices):
             try:
@@ -53,8 +55,8 @@ class EveryImage(Dataset[ImageBatch]):
             except UnreadableImageError as error:
                 unreadable.append(Unreadable(index, self.source.names[index], str(error)))
                 continue
-            images[row] = torch.from_numpy(centre_crop(image, self.size, self.share))
-        return ImageBatch(first, images, tuple(unreadable))
+            images[row] = centre_crop(image, self.size, self.share)
+        return ImageBatch(first, torch.from_numpy(images), tuple(unreadable))
 
 
 def iterate_every(

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Generator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 from cjepa.data.config import DataConfig
 from cjepa.data.crops import DRAWS, random_crop
 from cjepa.data.decoding import UnreadableImageError
+from cjepa.data.device_crops import DeviceImages
 from cjepa.data.loader import PATIENCE, Notes, load
 from cjepa.data.order import sample_at
 from cjepa.data.source import ImageSource
@@ -52,14 +54,31 @@ class TrainingStream(Dataset[Batch]):
         self.seed = seed
         self.first_slot = first_slot
         self.slots = batch_size - first_slot if slots is None else slots
+        self.on_device: DeviceImages | None = None
+        """Where set, it makes the crops of whole batches, with the same bits, on its device; not for workers."""
         assert 0 <= first_slot < first_slot + self.slots <= batch_size, (first_slot, self.slots, batch_size)
 
     def __getitem__(self, step: int) -> Batch:
         positions = step * self.batch_size + self.first_slot + np.arange(self.slots, dtype=np.int64)
         samples = sample_at(self.seed, positions, len(self.source))
         draws = uniform_rows(self.seed, Stream.CROPS, step, self.first_slot, self.slots, DRAWS).tolist()
-        images = np.empty((self.slots, 3, *self.config.size), dtype=np.uint8)
+        if self.on_device is not None:
+            images = self.on_device.crops(samples, draws, self.config)
+            return Batch(images, self.sampler(step, self.first_slot, self.slots), torch.from_numpy(samples))
         unreadable: list[Unreadable] = []
+        images = torch.from_numpy(self._crops(positions, samples, draws, unreadable))
+        masks = self.sampler(step, self.first_slot, self.slots)
+        return Batch(images, masks, torch.from_numpy(samples), tuple(unreadable))
+
+    def _crops(
+        self,
+        positions: npt.NDArray[np.int64],
+        samples: npt.NDArray[np.int64],
+        draws: list[list[float]],
+        unreadable: list[Unreadable],
+    ) -> npt.NDArray[np.uint8]:
+        """The images of all slots [slots, 3, H, W]; replaced ones are put into `samples` and listed."""
+        images = np.empty((self.slots, 3, *self.config.size), dtype=np.uint8)
         for slot in range(self.slots):
             image, samples[slot] = self._load(int(positions[slot]), int(samples[slot]), unreadable)
             images[slot] = random_crop(
@@ -70,8 +89,7 @@ class TrainingStream(Dataset[Batch]):
                 self.config.crop_ratio,
                 self.config.flip,
             )
-        masks = self.sampler(step, self.first_slot, self.slots)
-        return Batch(torch.from_numpy(images), masks, torch.from_numpy(samples), tuple(unreadable))
+        return images
 
     def _load(self, position: int, sample: int, unreadable: list[Unreadable]) -> tuple[Image.Image, int]:
         """The image of a sample, or of the first readable one after it, and that one's index."""
@@ -126,5 +144,5 @@ def iterate(
     noted = copy.copy(stream)
     noted.source = _Noted(stream.source, notes)
     name = stream.source.names.__getitem__
-    pinned = torch.cuda.is_available()
+    pinned = torch.cuda.is_available() and stream.on_device is None
     yield from load(noted, range(start, stop), notes, name, workers=workers, patience=patience, pinned=pinned)

@@ -16,6 +16,7 @@ from cjepa.evaluation.labelled import LabelledImages
 from cjepa.evaluation.linear import LinearConfig, linear_accuracy
 from cjepa.evaluation.linear_sgd import LinearSgdConfig, open_linear_sgd
 from cjepa.evaluation.lowshot import LowshotConfig, lowshot_accuracy
+from cjepa.evaluation.patches import PatchRetrievalConfig, open_patch_retrieval
 from cjepa.evaluation.retrieval import RetrievalConfig, retrieval_recall
 from cjepa.evaluation.segmentation import SegmentationConfig, open_segmentation
 from cjepa.evaluation.task import FeatureTask, Task
@@ -30,6 +31,7 @@ Evaluation = (
     | AttentiveConfig
     | FinetuneConfig
     | SegmentationConfig
+    | PatchRetrievalConfig
     | CountingConfig
     | DistanceConfig
     | DetectionConfig
@@ -70,6 +72,8 @@ def open_task(config: Evaluation, data: DataConfig, images: Callable[[], Labelle
             return open_finetune(config, images())
         case SegmentationConfig():
             return open_segmentation(config, data)
+        case PatchRetrievalConfig():
+            return open_patch_retrieval(config, data)
         case CountingConfig():
             return open_counting(config, data)
         case DistanceConfig():

@@ -2,6 +2,7 @@
 
 Written from the definitions of the paper and of the 2017 challenge (Pont-Tuset et al., 2017): every object is scored
 in every frame but the first, which is given, and the last; then mean, recall and decay of each object are averaged.
+A test holds it against scores of the public davis2017-evaluation.
 """
 
 import math
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 VOID = 255
-"""Label in annotations of pixels that are not scored."""
+"""Label in annotations of pixels that belong to no object: ground, as in the public evaluation of this task."""
 CONTOUR_TOLERANCE = 0.008
 """Distance at which contours still meet, as a share of the image's diagonal; rounded up to pixels."""
 RECALL_AT = 0.5
@@ -22,14 +23,13 @@ def object_scores(
 ) -> tuple[Float[np.ndarray, "_ _"], Float[np.ndarray, "_ _"]]:
     """J and F of every object in every frame but the first and the last; objects are those of the first frames.
 
-    truth, found: numbers of objects, 0 for the ground; VOID in truth is not scored.
+    truth, found: numbers of objects, 0 for the ground; VOID in truth is ground too.
     """
     objects = int(truth[truth != VOID].max(initial=0))
     region, contour = np.zeros((2, objects, len(truth) - 2))
     for frame in range(1, len(truth) - 1):
-        scored = truth[frame] != VOID
         for number in range(1, objects + 1):
-            true, taken = (truth[frame] == number) & scored, (found[frame] == number) & scored
+            true, taken = truth[frame] == number, found[frame] == number
             region[number - 1, frame - 1] = region_similarity(true, taken)
             contour[number - 1, frame - 1] = contour_accuracy(true, taken)
     return region, contour

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from cjepa.data import DataConfig, EvaluationImages, ImageSource
 from cjepa.evaluation.baselines import colour_statistics, raw_pixels
 from cjepa.evaluation.features import LabelledFeatures, batches_of, extract_features
 from cjepa.evaluation.pooling import PoolingConfig
+from cjepa.evaluation.shares import in_shares, share
 from cjepa.evaluation.work import Work
 from cjepa.models.pretrained import PretrainedEncoder
+from cjepa.ranks import on_first, rank
 
 BASELINES = {"raw pixels": raw_pixels, "colour statistics": colour_statistics}
 """Features that nobody had to learn, by the name under which their results are kept."""
@@ -29,7 +32,7 @@ class LabelledImages:
     data: DataConfig
     train: ImageSource
     test: ImageSource
-    _remembered: dict[tuple[object, PoolingConfig | None], LabelledFeatures] = field(default_factory=dict)
+    _remembered: dict[tuple[object, PoolingConfig | None], LabelledFeatures | None] = field(default_factory=dict)
 
     def protocol(self) -> dict[str, Any]:
         """What decides the features besides the weights: accuracies compare at equal protocols only."""
@@ -43,26 +46,27 @@ class LabelledImages:
             "images": fingerprint[:16],
         }
 
-    def embedded(self, encoder: PretrainedEncoder, pooling: PoolingConfig, work: Work) -> LabelledFeatures:
-        """Pooled embeddings; a line says how far they are."""
+    def embedded(self, encoder: PretrainedEncoder, pooling: PoolingConfig, work: Work) -> LabelledFeatures | None:
+        """Pooled embeddings, on the first rank: all ranks extract a share of them. A line says how far they are."""
         return self._remember((encoder, pooling), lambda: self._embedded(encoder, pooling, work))
 
-    def baseline(self, name: str, work: Work) -> LabelledFeatures:
-        """Features that are a function of the pixels alone."""
-        return self._remember((name, None), lambda: self._computed(BASELINES[name], work))
+    def baseline(self, name: str, work: Work) -> LabelledFeatures | None:
+        """Features that are a function of the pixels alone, on the first rank, which computes them."""
+        return self._remember((name, None), lambda: on_first(lambda: self._computed(BASELINES[name], work)))
 
     def _remember(
-        self, key: tuple[object, PoolingConfig | None], compute: Callable[[], LabelledFeatures]
-    ) -> LabelledFeatures:
+        self, key: tuple[object, PoolingConfig | None], compute: Callable[[], LabelledFeatures | None]
+    ) -> LabelledFeatures | None:
         if key not in self._remembered:
             for other in [other for other in self._remembered if other[0] is not key[0]]:
                 del self._remembered[other]
             self._remembered[key] = compute()
         return self._remembered[key]
 
-    def _embedded(self, encoder: PretrainedEncoder, pooling: PoolingConfig, work: Work) -> LabelledFeatures:
+    def _embedded(self, encoder: PretrainedEncoder, pooling: PoolingConfig, work: Work) -> LabelledFeatures | None:
         encoder = encoder.to(work.device)
-        with work.progress("features", len(self.train) + len(self.test)) as line:
+        sizes = [len(share(len(source), work.batch_size, rank())) for source in (self.train, self.test)]
+        with work.progress("features", sum(sizes)) as line:
 
             def features(source: ImageSource, before: int) -> Tensor:
                 return extract_features(
@@ -80,7 +84,11 @@ class LabelledImages:
                     scratch=work.scratch,
                 )
 
-            return self._labelled(features(self.train, 0), features(self.test, len(self.train)))
+            parts = [
+                in_shares(partial(features, before=before), source, work.batch_size, work.scratch)
+                for source, before in ((self.train, 0), (self.test, sizes[0]))
+            ]
+        return on_first(lambda: self._labelled(*parts))
 
     def _computed(self, function: Callable[[Tensor], Tensor], work: Work) -> LabelledFeatures:
         def features(source: ImageSource) -> Tensor:
@@ -90,5 +98,7 @@ class LabelledImages:
 
         return self._labelled(features(self.train), features(self.test))
 
-    def _labelled(self, train: Tensor, test: Tensor) -> LabelledFeatures:
+    def _labelled(self, train: Tensor | None, test: Tensor | None) -> LabelledFeatures:
+        assert train is not None
+        assert test is not None
         return LabelledFeatures.select(train, self.train.labels, test, self.test.labels, self.train.classes)

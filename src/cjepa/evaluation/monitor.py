@@ -27,10 +27,11 @@ from cjepa.errors import InputError
 from cjepa.evaluation import FeatureEvaluation, evaluate
 from cjepa.evaluation.features import LabelledFeatures, extract_features
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
+from cjepa.evaluation.linear import LinearConfig
 from cjepa.evaluation.pooling import LAST_LAYER
 from cjepa.evaluation.representation import dimension_std, effective_rank, explained_variance, position_errors
 from cjepa.evaluation.retrieval import crop_retrieval
-from cjepa.models import JEPA
+from cjepa.models import Model
 from cjepa.models.pretrained import normalise
 from cjepa.randomness import Stream, uniform_rows
 from cjepa.ranks import from_first, gather, rank, world_size
@@ -39,6 +40,8 @@ from cjepa.types import Part
 _log = logging.getLogger(__name__)
 
 NEIGHBOURS = 20
+PROBE = LinearConfig(inverse_regularisation=(0.03,), max_iterations=30)
+"""A linear probe for curves: one strength for all moments, so that steps compare and nothing is chosen each time."""
 _AT_ONCE = 1 << 20  # random numbers in memory
 PROBE_STEP = 1 << 40
 """Crops and masks of the explained variance come from a step that no training reaches."""
@@ -53,8 +56,8 @@ class MonitorConfig(Part):
     """Most images that are classified, or found again by another crop where there are no labels."""
     batch_size: int = Field(256, ge=2)
     """Images per forward pass."""
-    evaluations: tuple[Annotated[FeatureEvaluation, Field(discriminator="name")], ...] = ()
-    """More evaluations of the labelled images' features, as [{name: linear}]: as cjepa evaluate has them."""
+    evaluations: tuple[Annotated[FeatureEvaluation, Field(discriminator="name")], ...] = (PROBE,)
+    """More evaluations of the labelled images' features, as cjepa evaluate has them; [] for none."""
 
     @field_validator("evaluations")
     @classmethod
@@ -100,7 +103,7 @@ class Monitor:
         self.seen: Seen | None = None
         self.count = len(self.labelled.test) if self.labelled and self.labelled.test else len(self.images)
 
-    def measure(self, model: JEPA) -> dict[str, float]:
+    def measure(self, model: Model) -> dict[str, float]:
         """Values of the target encoder on fixed images, and of the predictor on a fixed batch."""
         test = self._features(model, EvaluationImages(self.labelled_test(), self.data))
         deviations = dimension_std(test)
@@ -121,7 +124,7 @@ class Monitor:
         """The images whose embeddings are measured: the labelled test images where there are any."""
         return self.labelled.test if self.labelled and self.labelled.test else self.images
 
-    def _accuracy(self, model: JEPA, test: Tensor) -> tuple[dict[str, float], Tensor | None]:
+    def _accuracy(self, model: Model, test: Tensor) -> tuple[dict[str, float], Tensor | None]:
         if self.labelled is None or self.labelled.test is None:
             crops = self._features(model, TwoCrops(self.images, self.data, self.stream.seed))
             return {"crop_retrieval": crop_retrieval(crops[:, 0], crops[:, 1])}, None
@@ -136,7 +139,7 @@ class Monitor:
                 _log.warning("monitor.evaluations: %s is left out: %s", evaluation.name, error)
         return values, train
 
-    def _features(self, model: JEPA, images: EvaluationImages | TwoCrops) -> Tensor:
+    def _features(self, model: Model, images: EvaluationImages | TwoCrops) -> Tensor:
         # As many images for every rank, so that all ask shards of each other equally often; the last ones come twice.
         each = -(-len(images) // world_size())
         own = [min(index, len(images) - 1) for index in range(rank() * each, (rank() + 1) * each)]
@@ -148,20 +151,30 @@ class Monitor:
             device=self.device,
             precision=self.precision,
             batch_size=self.config.batch_size,
-            workers=self.data.workers,
+            workers=self.data.processes,
             patience=self.data.worker_timeout,
         )
         return gather(features)[: len(images)]
 
     @torch.no_grad()
-    def _prediction(self, model: JEPA) -> tuple[float, Float[Tensor, "N"]]:
-        """The explained variance and the errors by position, on a batch that no training sees."""
+    def _prediction(self, model: Model) -> tuple[float, Float[Tensor, "N"]]:
+        """The explained variance and the errors by position, on a batch that no training sees.
+
+        Of two views: what one tells of the other. They have no positions, so their errors are NaN.
+        """
         batch = self.stream[PROBE_STEP]
-        images = normalise(batch.images.to(self.device), self.data.mean, self.data.std)
+        views = batch.images if batch.second is None else torch.cat([batch.images, batch.second])
+        images = normalise(views.to(self.device), self.data.mean, self.data.std)
+        shown = (images, batch.masks.to(self.device)) if batch.second is None else images.chunk(2)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            embeddings = model(images, batch.masks.to(self.device))
+            embeddings = model(*shown)
         predicted, target = embeddings.predicted.cpu(), embeddings.target.cpu()
-        places, patches = batch.masks.targets, len(model.predictor.positions)
+        height, width = self.data.size
+        patches = (height // model.encoder.patch_size) * (width // model.encoder.patch_size)
+        if batch.second is not None:
+            only_place = torch.zeros(target.shape[:3], dtype=torch.int64)
+            return explained_variance(predicted, target, only_place), torch.full((patches,), torch.nan)
+        places = batch.masks.targets
         return explained_variance(predicted, target, places), position_errors(predicted, target, places, patches)
 
 

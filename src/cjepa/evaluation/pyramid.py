@@ -1,5 +1,7 @@
 """From the patches of a plain transformer to maps of several scales (Li et al., 2022: the simple feature pyramid)."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ def as_map(patches: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tens
 
 
 class SimplePyramid(nn.Module):
-    """Maps of four scales, each from the last patches alone: up by transposed convolutions, down by pooling."""
+    """Maps of four scales, all from the last patches: up by transposed convolutions, down by pooling."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
@@ -38,9 +40,13 @@ class SimplePyramid(nn.Module):
 
     def forward(self, patches: Float[Tensor, "B D h w"]) -> list[Tensor]:
         """Maps [B, channels, scale * h, scale * w] for each of SCALES."""
-        if min(patches.shape[2:]) < 2:  # the coarsest map needs a pixel of its own
-            patches = interpolate(patches, scale_factor=2.0, mode="nearest")
-        return [level(patches) for level in self.levels]
+        return self.scaled([patches] * len(SCALES))
+
+    def scaled(self, patches: Sequence[Float[Tensor, "B D h w"]]) -> list[Tensor]:
+        """The same, each scale from patches of its own."""
+        if min(patches[0].shape[2:]) < 2:  # the coarsest map needs a pixel of its own
+            patches = [interpolate(each, scale_factor=2.0, mode="nearest") for each in patches]
+        return [level(each) for level, each in zip(self.levels, patches, strict=True)]
 
 
 class ChannelNorm(nn.Module):

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -36,17 +36,34 @@ def retrieval_recall(config: RetrievalConfig, features: LabelledFeatures) -> dic
     The recall at k of metric learning (Jegou et al., 2011; Musgrave et al., 2020). InputError for a k above the number
     of training images, at which every recall is 100.
     """
-    if max(config.k) > len(features.train):
-        raise InputError(f"k: there are only {len(features.train)} training images; ask for fewer neighbours")
-    centre = Centre(features.train.mean(0), ~constant_dimensions(features.train)) if config.centre else None
-    chunk = query_chunks(features.test, len(features.train))
-    found = dict.fromkeys(config.k, 0)
-    for rows, labels in zip(torch.split(features.test, chunk), torch.split(features.test_labels, chunk), strict=True):
-        _, index = nearest(directions(rows, centre), features.train, max(config.k), centre)
-        same = features.train_labels[index] == labels[:, None]
-        for k in config.k:
-            found[k] += int(same[:, :k].any(1).sum())
-    return {f"retrieval_recall_{k}": 100 * count / len(features.test) for k, count in found.items()}
+    found = found_within(
+        config.k, config.centre, features.train, features.train_labels, features.test, features.test_labels
+    )
+    return {f"retrieval_recall_{k}": 100 * float(hits.double().mean()) for k, hits in found.items()}
+
+
+def found_within(
+    counts: tuple[int, ...],
+    centre: bool,
+    train: Float[Tensor, "n D"],
+    train_labels: Int[Tensor, "n"],
+    test: Float[Tensor, "m D"],
+    test_labels: Int[Tensor, "m"],
+) -> dict[int, Bool[Tensor, "m"]]:
+    """For each count k: has each of the test rows one of its label among the k nearest training rows?
+
+    centre: subtract the training mean first. InputError for a k above the number of training rows.
+    """
+    if max(counts) > len(train):
+        raise InputError(f"k: there are only {len(train)} training images or patches; ask for fewer neighbours")
+    middle = Centre(train.mean(0), ~constant_dimensions(train)) if centre else None
+    chunk = query_chunks(test, len(train))
+    same = []
+    for rows, labels in zip(torch.split(test, chunk), torch.split(test_labels, chunk), strict=True):
+        _, index = nearest(directions(rows, middle), train, max(counts), middle)
+        same.append(train_labels[index] == labels[:, None])
+    hits = torch.cat(same)
+    return {k: hits[:, :k].any(1) for k in counts}
 
 
 def crop_retrieval(first: Float[Tensor, "n D"], second: Float[Tensor, "n D"]) -> float:

@@ -1,9 +1,9 @@
-"""Semantic segmentation: a linear head or Semantic FPN on the frozen or tuned encoder."""
+"""Semantic segmentation: a linear head, Semantic FPN or UPerNet on the frozen or tuned encoder."""
 
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, assert_never
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from cjepa.evaluation.pyramid import LinearHead, SemanticFpn, as_map
 from cjepa.evaluation.segmentation_data import UNSCORED, Pair, SegmentationData, open_segmentation_data
 from cjepa.evaluation.sliding import multi_scale, resized_image
 from cjepa.evaluation.task import EncoderTask, Values
+from cjepa.evaluation.upernet import UperNet, tapped_blocks
 from cjepa.evaluation.work import Work
 from cjepa.models.pretrained import PretrainedEncoder, normalise
 from cjepa.randomness import Stream, uniform_rows
@@ -40,12 +41,12 @@ class SegmentationConfig(Part):
     """Semantic segmentation."""
     data: Path
     """Folder with images/{train,test} and masks/{train,test}, or with ADE20K's images and annotations."""
-    head: Literal["linear", "fpn"] = "linear"
-    """A linear layer on every patch, or Semantic FPN on the simple feature pyramid."""
+    head: Literal["linear", "fpn", "upernet"] = "linear"
+    """A linear layer on every patch, Semantic FPN on the simple feature pyramid, or UPerNet on four blocks."""
     layers: int = Field(1, ge=1)
     """Last blocks whose patches are concatenated for the linear head (DINOv2: also 4)."""
     channels: int = Field(256, ge=1)
-    """Width of Semantic FPN's maps."""
+    """Width of the maps of Semantic FPN and UPerNet."""
     tune: float = Field(0.0, ge=0, le=1)
     """Learning rate of the encoder relative to the head's; 0 leaves it frozen."""
     classes: int | None = Field(None, ge=2, lt=UNSCORED)
@@ -125,18 +126,27 @@ class Segmenter(nn.Module):
     def __init__(self, encoder: PretrainedEncoder, config: SegmentationConfig, classes: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.layers = config.layers if config.head == "linear" else 1
+        depth = len(encoder.encoder.blocks)
         self.head: nn.Module
         match config.head:
             case "linear":
                 self.head = LinearHead(encoder.width * config.layers, classes)
+                self.blocks = tuple(range(depth - config.layers, depth))
             case "fpn":
                 self.head = SemanticFpn(encoder.width, classes, config.channels)
+                self.blocks = (depth - 1,)
+            case "upernet":
+                self.head = UperNet(encoder.width, classes, config.channels)
+                self.blocks = tapped_blocks(depth)
+            case _:
+                assert_never(config.head)
 
     def forward(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B C h w"]:
         """Logits, brought from the grid of patches to the pixels."""
         size = images.shape[2:]
-        patches = torch.cat(layers_of(self.encoder, images, self.layers, norm=True), 2)
+        depth, first = len(self.encoder.encoder.blocks), self.blocks[0]
+        outputs = layers_of(self.encoder, images, depth - first, norm=True)
+        patches = torch.cat([outputs[block - first] for block in self.blocks], 2)
         grid = (size[0] // self.encoder.patch_size, size[1] // self.encoder.patch_size)
         return interpolate(self.head(as_map(patches, grid)).float(), size, mode="bilinear")
 

@@ -9,6 +9,7 @@ from cjepa.evaluation.labelled import BASELINES, LabelledImages
 from cjepa.evaluation.pooling import PoolingConfig
 from cjepa.evaluation.work import Work
 from cjepa.models.pretrained import PretrainedEncoder
+from cjepa.ranks import from_first
 
 Values = dict[str, float]
 
@@ -21,8 +22,12 @@ class Task(Protocol):
         """What decides the values besides the evaluation's own keys and the weights."""
         ...
 
+    def divided(self) -> bool:
+        """Whether every rank measures, with a share of the work; else the first one does it alone."""
+        ...
+
     def measure(self, encoder: PretrainedEncoder, work: Work) -> Values:
-        """The named values of an encoder, which is left as it was."""
+        """The named values of an encoder, which is left as it was; the same on all ranks that measure."""
         ...
 
     def baselines(self) -> tuple[str, ...]:
@@ -46,9 +51,13 @@ class FeatureTask:
         """Images and their preparation."""
         return self.images.protocol()
 
+    def divided(self) -> bool:
+        """Ranks extract features in shares; what follows is quick, and the first one does it."""
+        return True
+
     def measure(self, encoder: PretrainedEncoder, work: Work) -> Values:
         """The values of the encoder's pooled features."""
-        return self.evaluate(self.images.embedded(encoder, self.pooling, work))
+        return self._evaluated(self.images.embedded(encoder, self.pooling, work))
 
     def baselines(self) -> tuple[str, ...]:
         """Functions of the pixels."""
@@ -56,11 +65,22 @@ class FeatureTask:
 
     def measure_baseline(self, name: str, work: Work) -> Values:
         """The values of features that nobody had to learn."""
-        return self.evaluate(self.images.baseline(name, work))
+        return self._evaluated(self.images.baseline(name, work))
+
+    def _evaluated(self, features: LabelledFeatures | None) -> Values:
+        def evaluate() -> Values:
+            assert features is not None, "the first rank has them"
+            return self.evaluate(features)
+
+        return from_first(evaluate)
 
 
 class EncoderTask:
-    """Base of tasks that need an encoder: nothing else can be put in its place."""
+    """Base of tasks that need an encoder, since nothing else can be put in its place, and that one process does."""
+
+    def divided(self) -> bool:
+        """The first rank trains, or follows a video, and tests; the others wait for its values."""
+        return False
 
     def baselines(self) -> tuple[str, ...]:
         """None but the untrained encoder."""

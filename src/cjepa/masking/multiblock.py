@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from cjepa.errors import InputError
-from cjepa.masking.blocks import BlocksConfig, BoolArray, FloatArray, IntArray, Size, coverage, indices
+from cjepa.masking.blocks import BlocksConfig, BoolArray, FloatArray, IntArray, Size, indices
 from cjepa.randomness import Stream, uniform_rows
 from cjepa.types import Masks
 
@@ -47,11 +47,9 @@ class MultiblockSampler:
         """Masks of samples first .. first + count - 1 of this step's global batch."""
         target, context = self.block_sizes(step)
         length = self._context_length(target, context)
-        layouts = self._draw_layouts(step, first, count, target, context)
-        chosen = self._first_long_enough(layouts.free, length)
-        images = np.arange(count)
-        kept = self._random_subset(layouts.free[images, chosen], step, first, length)
-        blocks = indices(layouts.tops[images, chosen], layouts.lefts[images, chosen], target, self.grid)
+        layouts = self._long_enough(step, first, count, target, context, length)
+        kept = self._random_subset(layouts.free, step, first, length)
+        blocks = indices(layouts.tops, layouts.lefts, target, self.grid)
         return Masks(torch.from_numpy(kept), torch.from_numpy(blocks))
 
     def block_sizes(self, step: int) -> tuple[Size, Size]:
@@ -77,29 +75,38 @@ class MultiblockSampler:
             min(max(round(float(width)), 1), self.grid.width),
         )
 
-    def _draw_layouts(self, step: int, first: int, count: int, target: Size, context: Size) -> "_Layouts":
+    def _long_enough(self, step: int, first: int, count: int, target: Size, context: Size, length: int) -> "_Layouts":
+        """For each image the first of its layouts that leaves enough context; further ones only where that is not the
+        first, so that the cost is that of little more than one."""
         blocks = self.config.targets + 1
         draws = uniform_rows(self.seed, Stream.MASK_POSITIONS, step, first, count, ATTEMPTS * blocks * 2)
-        return _Layouts(draws.reshape(count, ATTEMPTS, blocks, 2), target, context, self.grid)
-
-    def _first_long_enough(self, free: BoolArray, length: int) -> IntArray:
-        enough = free.sum(axis=-1) >= length
-        assert enough.any(axis=-1).all(), "no layout leaves enough context; the probes promised one"
-        return enough.argmax(axis=-1)
+        draws = draws.reshape(count, ATTEMPTS, blocks, 2)
+        chosen = _Layouts(draws[:, 0], target, context, self.grid)
+        short = np.flatnonzero(chosen.lengths < length)
+        for attempt in range(1, ATTEMPTS):
+            if not len(short):
+                break
+            chosen.replace(short, _Layouts(draws[short, attempt], target, context, self.grid))
+            short = short[chosen.lengths[short] < length]
+        assert not len(short), "no layout leaves enough context; the probes promised one"
+        return chosen
 
     def _random_subset(self, free: BoolArray, step: int, first: int, length: int) -> IntArray:
-        scores = uniform_rows(self.seed, Stream.MASK_SUBSETS, step, first, len(free), self.grid.area)
-        scores[~free] = np.inf
-        kept = np.argpartition(scores, length - 1, axis=-1)[:, :length]
-        kept.sort(axis=-1)
-        return kept
+        """The `length` free patches with the lowest scores, in ascending order; free: [patches, B]."""
+        scores = uniform_rows(self.seed, Stream.MASK_SUBSETS, step, first, free.shape[1], self.grid.area)
+        scores[~free.T] = np.inf
+        highest = np.partition(scores, length - 1, axis=-1)[:, length - 1 : length]
+        patches = np.flatnonzero(scores <= highest) % self.grid.area
+        if len(patches) != length * len(scores):  # two equal scores of 53 bits: keep one
+            patches = np.sort(np.argpartition(scores, length - 1, axis=-1)[:, :length], axis=-1)
+        return patches.reshape(len(scores), length)
 
     def _context_length(self, target: Size, context: Size) -> int:
         """The length that all but SHORT_SHARE of the layouts of these blocks leave."""
         if (target, context) not in self._context_lengths:
             blocks = self.config.targets + 1
-            draws = uniform_rows(0, Stream.MASK_PROBES, 0, 0, PROBES, blocks * 2).reshape(PROBES, 1, blocks, 2)
-            lengths = np.sort(_Layouts(draws, target, context, self.grid).free.sum(axis=-1).ravel())
+            draws = uniform_rows(0, Stream.MASK_PROBES, 0, 0, PROBES, blocks * 2).reshape(PROBES, blocks, 2)
+            lengths = np.sort(_Layouts(draws, target, context, self.grid).lengths)
             self._context_lengths[target, context] = int(lengths[int(PROBES * SHORT_SHARE)])
         return self._context_lengths[target, context]
 
@@ -128,13 +135,35 @@ class MultiblockSampler:
 
 
 class _Layouts:
-    """Block positions and the context patches they leave: tops, lefts [B, A, M]; free [B, A, patches]."""
+    """Block positions of B images and the context patches they leave: tops, lefts [B, M]; free [patches, B].
+
+    Images come last in `free`, so that every operation on it is one over thousands of neighbouring bytes: several times
+    faster than over the few columns of a grid.
+    """
 
     def __init__(self, draws: FloatArray, target: Size, context: Size, grid: Size) -> None:
-        self.tops, self.lefts = _positions(draws[..., :-1, :], target, grid)
-        context_tops, context_lefts = _positions(draws[..., -1, :], context, grid)
-        covered = coverage(self.tops, self.lefts, target, grid).any(axis=-2)
-        self.free = coverage(context_tops, context_lefts, context, grid) & ~covered
+        """draws: [B, M + 1, 2], the last of each image for the context block."""
+        self.tops, self.lefts = _positions(draws[:, :-1], target, grid)
+        context_tops, context_lefts = _positions(draws[:, -1], context, grid)
+        free = _covered(context_tops, context_lefts, context, grid)
+        for block in range(self.tops.shape[1]):
+            free &= ~_covered(self.tops[:, block], self.lefts[:, block], target, grid)
+        self.free: BoolArray = free.reshape(grid.area, len(draws))
+        self.lengths: IntArray = self.free.sum(axis=0, dtype=np.int64)
+
+    def replace(self, images: IntArray, others: "_Layouts") -> None:
+        """Take the layouts of these images from others."""
+        self.tops[images], self.lefts[images] = others.tops, others.lefts
+        self.free[:, images], self.lengths[images] = others.free, others.lengths
+
+
+def _covered(tops: IntArray, lefts: IntArray, block: Size, grid: Size) -> BoolArray:
+    """Which patches the block of each image covers: tops, lefts [B] -> bool [height, width, B]."""
+    rows, columns = np.arange(grid.height)[:, None], np.arange(grid.width)[:, None]
+    in_rows = (rows >= tops) & (rows < tops + block.height)
+    in_columns = (columns >= lefts) & (columns < lefts + block.width)
+    covered: BoolArray = in_rows[:, None] & in_columns[None]
+    return covered
 
 
 def _positions(draws: FloatArray, block: Size, grid: Size) -> tuple[IntArray, IntArray]:

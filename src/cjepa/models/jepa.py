@@ -60,6 +60,11 @@ class JEPA(nn.Module):
         self.predictor.initialise(generator)
         self.target_encoder.load_state_dict(self.encoder.state_dict())
 
+    @property
+    def learned(self) -> dict[str, VisionTransformer | Predictor]:
+        """The parts that the optimizer changes, by the names of their files in a checkpoint."""
+        return {"encoder": self.encoder, "predictor": self.predictor}
+
     def forward(
         self, images: Float[Tensor, "B 3 H W"], masks: Masks, target: Float[Tensor, "B M T D"] | None = None
     ) -> Embeddings:
@@ -77,11 +82,9 @@ class JEPA(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.target.gradient):
             return self._normalised(torch.cat([at_least_float32(encoder(images)) for images in parts]))
 
-    @torch.no_grad()
     def update_target(self, momentum: float) -> None:
         """f' <- momentum * f' + (1 - momentum) * f."""
-        average = get_ema_multi_avg_fn(momentum)
-        average(list(self.target_encoder.parameters()), list(self.encoder.parameters()), 0)
+        follow(self.target_encoder, self.encoder, momentum)
 
     def _normalised(self, targets: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         match self.config.target.normalization:
@@ -92,6 +95,12 @@ class JEPA(nn.Module):
                 return centred / (mean(centred.square().mean(dim=0)) + TARGET_EPSILON).sqrt()
             case "none":
                 return targets
+
+
+@torch.no_grad()
+def follow(average: nn.Module, module: nn.Module, momentum: float) -> None:
+    """Move the weights of an average towards those of a module of the same shape."""
+    get_ema_multi_avg_fn(momentum)(list(average.parameters()), list(module.parameters()), 0)
 
 
 def at_least_float32(embeddings: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

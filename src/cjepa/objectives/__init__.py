@@ -5,11 +5,13 @@ from typing import Annotated, assert_never
 import torch
 from pydantic import Field
 
+from cjepa.objectives.both import Both, BothConfig, both_weights
 from cjepa.objectives.cjepa import CJepa, CJepaConfig, InvarianceConfig, VarianceCovarianceConfig
 from cjepa.objectives.context import ContextConfig, ContextVicreg
 from cjepa.objectives.cosine import Cosine, CosineConfig
 from cjepa.objectives.ijepa import IJepa, IJepaConfig
 from cjepa.objectives.sigreg import Sigreg, SigregConfig
+from cjepa.objectives.two_views import Simsiam, SimsiamConfig, TwoViewsConfig, Vicreg, VicregConfig
 
 __all__ = [
     "AnyObjectiveConfig",
@@ -18,6 +20,8 @@ __all__ = [
     "IJepaConfig",
     "Objective",
     "ObjectiveConfig",
+    "SimsiamConfig",
+    "TwoViewsConfig",
     "build_objective",
     "term_weights",
 ]
@@ -30,10 +34,13 @@ AnyObjectiveConfig = (
     | ContextConfig
     | CosineConfig
     | SigregConfig
+    | BothConfig
+    | VicregConfig
+    | SimsiamConfig
 )
 ObjectiveConfig = Annotated[AnyObjectiveConfig, Field(discriminator="name")]
 
-Objective = IJepa | CJepa | ContextVicreg | Cosine | Sigreg
+Objective = IJepa | CJepa | ContextVicreg | Cosine | Sigreg | Both | Vicreg | Simsiam
 """A module whose forward maps (embeddings, step) to a Loss."""
 
 
@@ -60,6 +67,12 @@ def _choose(config: AnyObjectiveConfig, features: int, seed: int) -> Objective:
             return Cosine(config, features)
         case SigregConfig():
             return Sigreg(config, features, seed)
+        case BothConfig():
+            return Both(config, features)
+        case VicregConfig():
+            return Vicreg(config, features)
+        case SimsiamConfig():
+            return Simsiam(config, features)
         case _:
             assert_never(config)
 
@@ -87,6 +100,13 @@ def term_weights(config: AnyObjectiveConfig) -> dict[str, float]:
             inner = {"cosine": config.similarity}
         case SigregConfig():
             inner = {"similarity": config.similarity, "sigreg": config.sigreg}
+        case BothConfig():
+            return weights | both_weights(config)
+        case VicregConfig():
+            terms = {"similarity": config.similarity, "variance": config.variance}
+            return terms | {"covariance": 2 * config.covariance}
+        case SimsiamConfig():
+            return {"cosine": 1.0}
         case _:
             assert_never(config)
     return weights | {name: config.beta * weight for name, weight in inner.items()}

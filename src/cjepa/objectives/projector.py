@@ -36,17 +36,9 @@ class Projector(nn.Module):
                 layers += [_norm(config.norm, sizes[index + 1]), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
 
-    @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
         """He-normal weights, zero biases; norms 1 and 0."""
-        for layer in self.layers:
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=(2.0 / layer.in_features) ** 0.5, generator=generator)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-            elif isinstance(layer, nn.BatchNorm1d | nn.LayerNorm):
-                nn.init.ones_(layer.weight)
-                nn.init.zeros_(layer.bias)
+        fill(self.layers, generator)
 
     def forward(self, pooled: Float[Tensor, "B M D"]) -> Float[Tensor, "B M Z"]:
         """Project M views of B images; batch norm sees the B * M rows together."""
@@ -73,6 +65,19 @@ class ProjectedObjective(nn.Module):
         """The projected views of the images of all ranks, from the pooled embeddings of this rank's."""
         output: Tensor = self.projector(gather(pooled))
         return output
+
+
+@torch.no_grad()
+def fill(layers: nn.Sequential, generator: torch.Generator) -> None:
+    """He-normal weights, zero biases; norms 1 and 0."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=(2.0 / layer.in_features) ** 0.5, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm1d | nn.LayerNorm):
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
 
 def _norm(kind: Literal["batch", "layer", "none"], width: int) -> nn.Module:

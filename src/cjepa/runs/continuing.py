@@ -17,11 +17,13 @@ DATA = "data.json"
 PLACES = ("data.source.path:", "data.source.test:", "data.source.root:", "data.source.index:")
 FREE_KEYS = (
     *PLACES,
-    *("data.workers:", "data.worker_timeout:", "training.device:", "training.threads:"),
+    *("data.workers:", "data.worker_timeout:", "data.cache:", "data.cache_bytes:"),
+    *("training.device:", "training.threads:"),
     *("training.parallel:", "training.micro_batch:", "training.checkpoint_activations:"),
     *("training.on_failed_write:", "training.hang_after:", "training.recheck_every:", "logging."),
+    "monitor.evaluations:",
 )
-"""Keys that may change when a run continues: they name the machine, not the run."""
+"""Keys that may change when a run continues: they name the machine or what is written down, not what is learned."""
 MOST_DATA_BYTES = 16 << 20
 """What of a data.json is read at most: the names of a million classes."""
 IMAGES = "images"

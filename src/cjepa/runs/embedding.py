@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 
 SYNC_SECONDS = 5.0
 """Seconds of work that a kill may cost."""
+LOCK = ".lock"
+_INPUTS = ("weights", "preparation", "images", "fingerprint")
+"""What of a part's description is no option of the command."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ def embed_images(
 
     Row i is image i in the order of the source; an unreadable image has NaN (null in .parquet) and a line in
     OUT.unreadable.jsonl. Rows are kept in .OUT.part beside OUT: after a kill or Ctrl-C the same command goes on there
-    and ends with the same bytes. OUT appears when it is complete. Raises InputError for bad input and StoppedEarly
-    after a signal.
+    and ends with the same bytes; a part of other weights or images is begun anew. OUT appears when it is complete.
+    Raises InputError for bad input and StoppedEarly after a signal.
     """
     format_ = format_of(out)
     if out.exists():
@@ -129,7 +132,7 @@ def _locked(part: Path) -> Iterator[None]:
     """The part folder, for one process at a time."""
     try:
         part.mkdir(parents=True, exist_ok=True)
-        with FileLock(part / ".lock", timeout=0):
+        with FileLock(part / LOCK, timeout=0):
             yield
     except Timeout as error:
         raise InputError(f"another process writes into {part}; wait for it, or name another file with --out") from error
@@ -138,15 +141,35 @@ def _locked(part: Path) -> Iterator[None]:
 
 
 def _claim(part: Path, description: dict[str, Any]) -> None:
+    """Make the part folder one of these embeddings. What it holds of other weights or images is of no use and goes;
+    of the same ones with other options it is refused, since it may be hours of work and the options a slip."""
     path = part / JOB
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != description:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = ", ".join(key for key in description if before.get(key) != description[key])
+    before = _read_job(path)
+    changed = [key for key in description if before.get(key) != description[key]]
+    if path.exists() and set(changed) & set(_INPUTS):
+        _log.warning(
+            "%s held a part of embeddings of other weights or images (they differ in: %s): beginning anew",
+            part,
+            ", ".join(changed),
+        )
+        for each in part.iterdir():
+            if each.name != LOCK:
+                each.unlink()
+    elif path.exists() and changed:
         raise InputError(
-            f"{part} holds a part of other embeddings (they differ in: {changed}); repeat that command to go on, or "
-            "remove the folder to begin anew"
+            f"{part} holds a part of embeddings with other options (they differ in: {', '.join(changed)}); repeat that "
+            "command to go on, or remove the folder to begin anew"
         )
     replace(path, json.dumps(description, indent=1).encode())
+
+
+def _read_job(path: Path) -> dict[str, Any]:
+    """What a part is of; nothing where that cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cjepa.evaluation.work import Work
 from cjepa.models import ModelConfig
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.models.weights import Weights, holds_weights, open_weights
+from cjepa.ranks import collect, from_first, is_first, joined, rank
 from cjepa.runs.keeping import RunKeeper
 from cjepa.runs.labelled_images import open_labelled
 from cjepa.training.interruption import Interruption
@@ -27,6 +29,8 @@ from cjepa.training.rows import RowLog, read_rows
 _log = logging.getLogger(__name__)
 
 EVALUATIONS = "evaluations.jsonl"
+PATIENCE = timedelta(days=30)
+"""How long ranks wait for the first one, which may train for days; should it die, torchrun ends them."""
 RAW_PIXELS, COLOUR_STATISTICS, UNTRAINED = "raw pixels", "colour statistics", "untrained"
 
 
@@ -62,7 +66,23 @@ def evaluate_run(
     images in place of those that the run was trained on, for evaluations that name no data of their own. comparisons:
     also what it has to beat. Raises InputError without a run, a checkpoint or usable images, NoValidCheckpointError
     when no checkpoint verifies, StoppedEarly at a signal.
+
+    Started by torchrun, every rank calls it and returns the same: features are extracted in shares, and the rest is
+    done by the first rank, which alone writes.
     """
+    with joined(choose_device(device), PATIENCE):
+        return _evaluate(run, evaluations, which, checkpoint, images, device, comparisons)
+
+
+def _evaluate(
+    run: Path,
+    evaluations: Sequence[Evaluation],
+    which: Which,
+    checkpoint: When,
+    images: Path | None,
+    device: str,
+    comparisons: bool,
+) -> list[Result]:
     if holds_weights(run):
         weights = open_weights(run)
         config, step, trained = _config_of(weights, images), 0, PretrainedEncoder.of(weights, which)
@@ -112,7 +132,7 @@ def _work(config: RunConfig, device: str, scratch: Path) -> Work:
         device=choose_device(device),
         precision=config.training.precision,
         batch_size=config.monitor.batch_size,
-        workers=config.data.workers,
+        workers=config.data.processes,
         seed=config.seed,
         progress=Progress,
         scratch=scratch,
@@ -154,15 +174,27 @@ class _Measured:
         # Where the images lie is a matter of the machine; what they are is in the task's protocol.
         keys = evaluation.model_dump(mode="json", exclude={"data"})
         protocol = keys | task.protocol() | {"precision": self.work.precision}
-        result = self.log.find(step, evaluation.name, name, protocol)
-        if result is None:
-            subject = {"step": step, "encoder": name, "protocol": protocol}
-            keeper = RunKeeper(self.folder, subject)
-            values = measure(replace(self.work, keeper=keeper, progress=_titled(f"{evaluation.name}, {name}")))
-            result = Result(step, evaluation.name, name, protocol, values)
+        _refuse_other_images(protocol)
+        result = from_first(lambda: self.log.find(step, evaluation.name, name, protocol))
+        if result is not None:
+            return result
+        keeper = RunKeeper(self.folder, {"step": step, "encoder": name, "protocol": protocol})
+        work = replace(self.work, keeper=keeper, progress=_titled(f"{evaluation.name}, {name}"))
+        values = measure(work) if task.divided() else from_first(lambda: measure(work))
+        result = Result(step, evaluation.name, name, protocol, values)
+        if is_first():
             self.log.add(result)
             keeper.remove()
         return result
+
+
+def _refuse_other_images(protocol: dict[str, Any]) -> None:
+    others = [number for number, each in enumerate(collect(protocol)) if each != protocol]
+    if others:
+        raise InputError(
+            f"rank {others[0]} sees other images than rank {rank()} (their names or sizes differ); give every machine "
+            "the same ones"
+        )
 
 
 def _titled(title: str) -> Callable[[str, int], Progress]:

@@ -16,6 +16,7 @@ from cjepa.evaluation.features import extract_features
 from cjepa.evaluation.monitor import labelled_splits, some_images
 from cjepa.masking import build_sampler
 from cjepa.models.pretrained import PretrainedEncoder
+from cjepa.objectives import TwoViewsConfig
 from cjepa.training.metrics import read_metrics
 from cjepa.types import Masks
 
@@ -87,7 +88,9 @@ def _evenly(images: UInt8[Tensor, "n 3 H W"], most: int) -> UInt8[Tensor, "k 3 H
 
 
 def some_masks(config: RunConfig) -> list[Masks]:
-    """Masks of the first images of a run's first steps."""
+    """Masks of the first images of a run's first steps; of two views there are none."""
+    if isinstance(config.objective, TwoViewsConfig):
+        return []
     batch_size = config.training.batch_size
     sampler = build_sampler(config.masking, config.grid, config.seed, batch_size)
     return [sampler(step, 0, min(batch_size, MASK_IMAGES)) for step in range(MASK_STEPS)]

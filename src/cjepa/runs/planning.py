@@ -11,7 +11,7 @@ from cjepa.build import build_trainer, choose_device, engine_for, footprint_of
 from cjepa.config import RunConfig
 from cjepa.errors import InputError
 from cjepa.masking import build_sampler
-from cjepa.objectives import IJepaConfig
+from cjepa.objectives import IJepaConfig, TwoViewsConfig
 from cjepa.training.device_memory import USABLE, device_memory, resident_memory
 from cjepa.training.footprint import Footprint
 from cjepa.types import Batch
@@ -120,9 +120,13 @@ def _seconds_per_image(config: RunConfig, device: torch.device) -> float:
     return statistics.median(_take_steps(config, device, images, range(1 + TIMED_STEPS))[1:]) / images
 
 
-def _take_steps(config: RunConfig, device: torch.device, images: int, steps: Sequence[int]) -> list[float]:
+def _take_steps(
+    config: RunConfig, device: torch.device, images: int, steps: Sequence[int], micro_batch: int | None = None
+) -> list[float]:
     """Seconds of each of some steps with this many images of noise, and the masks of these steps of the run."""
-    training = config.training.model_copy(update={"batch_size": images, "micro_batch": None, "parallel": "none"})
+    training = config.training.model_copy(
+        update={"batch_size": images, "micro_batch": micro_batch or images, "parallel": "none"}
+    )
     small = config.model_copy(update={"training": training})
     trainer = build_trainer(
         small, max(round(100 * images * (1 + training.optimizer.learning_rate.warmup_epochs)), 1), device
@@ -131,7 +135,8 @@ def _take_steps(config: RunConfig, device: torch.device, images: int, steps: Seq
     seconds = []
     for step in steps:
         pixels = torch.randint(0, 256, (images, 3, *config.data.size), dtype=torch.uint8)
-        batch = Batch(pixels, sampler(step, 0, images), torch.arange(images))
+        second = pixels.flip(0) if isinstance(config.objective, TwoViewsConfig) else None
+        batch = Batch(pixels, sampler(step, 0, images), torch.arange(images), second=second)
         started = time.perf_counter()
         trainer.take_step(batch)  # reads the loss, so that a GPU has finished
         seconds.append(time.perf_counter() - started)

@@ -1,5 +1,6 @@
 """`cjepa pretrain`: from a config and an empty folder, or the run that the folder holds, to a trained encoder."""
 
+import copy
 import json
 import logging
 from collections.abc import Callable, Collection, Generator, Iterator
@@ -12,13 +13,18 @@ from torch import nn
 
 from cjepa.build import CONFIG, build_probe, build_stream, build_trainer, choose_device, start_weights
 from cjepa.config import RunConfig, dump_yaml
-from cjepa.data import Splits, TrainingStream, iterate, open_source
+from cjepa.data import Splits, TrainingStream, ViewsStream, device_images, iterate, open_source
 from cjepa.errors import InputError
 from cjepa.evaluation.monitor import Monitor
+from cjepa.models import Model
 from cjepa.ranks import collect, from_first, joined, slots, world_size
+from cjepa.runs.caching import CACHE, cached, remove_cache
 from cjepa.runs.continuing import DATA, refuse_another_config, refuse_other_images
+from cjepa.runs.gathering import Gathered
 from cjepa.runs.recording import Recorder
+from cjepa.runs.waiting import Waiting
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
+from cjepa.training.device_memory import device_memory
 from cjepa.training.divergence import RolledBack
 from cjepa.training.environment import describe_environment, essentials
 from cjepa.training.health import Verdict
@@ -88,6 +94,7 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
                 verdict = _train(config, run, trainer, stream, monitor, store)
             except RolledBack:
                 continue
+        from_first(lambda: remove_cache(folder))
         done = trainer.progress
         return Outcome(
             folder, verdict, monitor.quality, done.untrained, done.latest, done.best_step, trainer.total_steps
@@ -131,17 +138,37 @@ def _train(
     unreadable = RowLog(run.path / UNREADABLE)
     from_first(lambda: unreadable.truncate_after(last))
     about = {"seed": config.seed, MADE_WITH: essentials(trainer.device)}
-    with _writers(config, run.path, last, trainer, monitor) as writers:
+    # Shards are no encoder that the first rank could look at on its own.
+    gathered = Gathered(monitor, config) if config.logging.report and trainer.batch_loss.engine.sharded else None
+    model = trainer.model if gathered is None else gathered.whole
+    waiting = Waiting()
+    with _writers(config, run.path, last, model, monitor, waiting) as writers:
         dumps = CheckpointStore(run.path / DIVERGED)
         records = Records(store, dumps, writers, unreadable, about, config.training.on_failed_write)
-        return trainer.train(_batches(stream, trainer, config), monitor, records)
+        batches = _batches(stream, trainer, config, run.path / CACHE, waiting)
+        verdict = trainer.train(batches, gathered or monitor, records)
+        _log.info("of the time of training, %.1f %% was waiting for images", 100 * waiting.share)
+        return verdict
 
 
 def _batches(
-    stream: TrainingStream, trainer: Trainer, config: RunConfig
+    stream: TrainingStream, trainer: Trainer, config: RunConfig, folder: Path, waiting: Waiting
 ) -> Callable[[int], Generator[Batch, None, None]]:
-    workers, patience = config.data.workers, config.data.worker_timeout
-    return lambda step: iterate(stream, step, trainer.total_steps, workers, patience)
+    """What the trainer asks for batches; the images are decoded when it does, so that a signal may interrupt that."""
+
+    def batches(step: int) -> Generator[Batch, None, None]:
+        if step >= trainer.total_steps:
+            return
+        data, ready = config.data, copy.copy(stream)
+        ready.source = cached(stream.source, data.cache or folder, data.cache_bytes)
+        workers = data.processes
+        crops = not isinstance(stream, ViewsStream)  # whose augmentations are made image by image
+        if crops and (trainer.device.type == "cuda" or not workers):
+            ready.on_device = device_images(ready.source, data, trainer.device, device_memory(trainer.device))
+            workers = 0 if ready.on_device else workers
+        yield from waiting.timed(iterate(ready, step, trainer.total_steps, workers, data.worker_timeout))
+
+    return batches
 
 
 def _announce(config: RunConfig, splits: Splits, trainer: Trainer, folder: Path) -> None:
@@ -153,16 +180,9 @@ def _announce(config: RunConfig, splits: Splits, trainer: Trainer, folder: Path)
     classes = len(splits.train.classes)
     labels = f"{classes} classes, used to evaluate only" if classes else "no labels"
     _log.info("data: %s, %s", images, labels)
-    encoder, model = config.model.encoder, trainer.model
     rows, columns = config.grid
-    _log.info(
-        "model: encoder of %s parameters on %d x %d patches of %d px, predictor of %s",
-        _parameters(model.encoder),
-        rows,
-        columns,
-        encoder.patch_size,
-        _parameters(model.predictor),
-    )
+    parts = ", ".join(f"{name} of {_parameters(part)} parameters" for name, part in trainer.model.learned.items())
+    _log.info("model: %s, %d x %d patches of %d px", parts, rows, columns, config.model.encoder.patch_size)
     training = config.training
     threads = f", threads: {torch.get_num_threads()}" if trainer.device.type == "cpu" else ""
     ranks = f" on each of {world_size()} ranks" if world_size() > 1 else ""
@@ -216,25 +236,21 @@ def _refuse_different_images(splits: Splits) -> None:
         )
 
 
-def _sharded(config: RunConfig) -> bool:
-    """Whether no rank has all weights: then the first one cannot draw what the encoder sees on its own."""
-    return config.training.parallel == "fsdp" and world_size() > 1
-
-
 @contextmanager
 def _writers(
-    config: RunConfig, folder: Path, last: int, trainer: Trainer, monitor: Monitor
+    config: RunConfig, folder: Path, last: int, model: Model | None, monitor: Monitor, waiting: Waiting
 ) -> Iterator[list[MetricsWriter]]:
-    """The first rank's writers, closed at the end, also after an error; the others have none."""
+    """The first rank's writers, closed at the end, also after an error; the others have none.
+
+    model: whose encoders the report shows, whole.
+    """
     with ExitStack() as stack:
         writers: list[MetricsWriter] = []
 
         def start() -> None:
             opened = open_writers(config.logging, folder, last, config.model_dump(mode="json"))
-            if config.logging.report and not _sharded(
-                config
-            ):  # after the others: the page shows what they have written
-                opened.append(Recorder(folder, config, trainer.model, monitor, last))
+            if config.logging.report and model is not None:  # after the others: the page shows what they have written
+                opened.append(Recorder(folder, config, model, monitor, waiting, last))
             for writer in opened:
                 stack.callback(writer.close)
                 writers.append(writer)

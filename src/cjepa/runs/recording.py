@@ -16,12 +16,13 @@ from cjepa.config import RunConfig
 from cjepa.data import EvaluationImages, ImageSource, TrainingStream, UnreadableImageError, open_source
 from cjepa.evaluation.monitor import Monitor, Seen
 from cjepa.evaluation.representation import dimension_std, singular_values
-from cjepa.models import JEPA
+from cjepa.models import Model
 from cjepa.models.attention import attention_received
 from cjepa.models.pretrained import normalise
 from cjepa.models.vit import VisionTransformer
 from cjepa.runs.report import REPORT, TIMING, stop_refreshing, write_live_report
 from cjepa.runs.snapshots import SnapshotStore, most_similar
+from cjepa.runs.waiting import Waiting
 from cjepa.training.rows import RowLog, read_rows
 from cjepa.visualization.report.material import Pairs, Samples, Snapshot
 
@@ -42,7 +43,9 @@ class Recorder:
     What fails here costs a picture and a warning, never the run.
     """
 
-    def __init__(self, run: Path, config: RunConfig, model: JEPA, monitor: Monitor, last: int) -> None:
+    def __init__(
+        self, run: Path, config: RunConfig, model: Model, monitor: Monitor, waiting: Waiting, last: int
+    ) -> None:
         """last: the step that the run continues after, -1 or 0 from the start."""
         self.run = run
         self.config = config
@@ -50,7 +53,7 @@ class Recorder:
         self.monitor = monitor
         self.store = SnapshotStore(run / REPORT)
         self.store.remove_after(last)
-        self.clock = _Clock(run / TIMING, last)
+        self.clock = _Clock(run / TIMING, waiting, last)
         self.page = _Budget(config.logging.report_share)
 
     def write(self, step: int, split: str, values: Mapping[str, int | float]) -> None:  # noqa: ARG002
@@ -79,13 +82,19 @@ class Recorder:
 
 
 class _Clock:
-    """timing.jsonl: seconds of training until a step, over all processes that the run was continued in."""
+    """timing.jsonl: seconds of training until a step, over all processes that the run was continued in.
 
-    def __init__(self, path: Path, last: int) -> None:
+    waited: how many of them went by while the training waited for images.
+    """
+
+    def __init__(self, path: Path, waiting: Waiting, last: int) -> None:
         self.rows = RowLog(path)
         self.rows.truncate_after(last)
-        earlier = read_rows(path) if path.exists() else []
-        self._before = float(earlier[-1].get("seconds", 0.0)) if earlier else 0.0
+        self.waiting = waiting
+        earlier = read_rows(path)[-1:] if path.exists() else []
+        self._before, self._waited_before = (
+            float(earlier[0].get(name, 0.0)) if earlier else 0.0 for name in ("seconds", "waited")
+        )
         self._start = self._noted = monotonic()
 
     def note(self, step: int, at_once: bool) -> None:
@@ -93,8 +102,9 @@ class _Clock:
         now = monotonic()
         if at_once or now - self._noted >= TICK:
             self._noted = now
+            seconds, waited = self._before + now - self._start, self._waited_before + self.waiting.seconds
             try:
-                self.rows.append({"step": step, "seconds": round(self._before + now - self._start, 3)})
+                self.rows.append({"step": step, "seconds": round(seconds, 3), "waited": round(waited, 3)})
             except OSError as error:
                 _log.warning("%s cannot be written (%s); training goes on", self.rows.path, error)
 
@@ -120,7 +130,7 @@ class _Budget:
         self.spent, self.largest = self.spent + took, max(self.largest, took)
 
 
-def keep_snapshot(store: SnapshotStore, config: RunConfig, model: JEPA, monitor: Monitor, step: int) -> None:
+def keep_snapshot(store: SnapshotStore, config: RunConfig, model: Model, monitor: Monitor, step: int) -> None:
     """Keep what a model makes of the fixed images, which are chosen and kept first where they are not yet."""
     samples = store.load_samples()
     if samples is None:
@@ -153,12 +163,12 @@ def first_crops(stream: TrainingStream) -> UInt8[Tensor, "c 3 H W"]:
 
 
 @torch.no_grad()
-def take_snapshot(config: RunConfig, model: JEPA, monitor: Monitor, samples: Samples, step: int) -> Snapshot:
+def take_snapshot(config: RunConfig, model: Model, monitor: Monitor, samples: Samples, step: int) -> Snapshot:
     """What a model makes of the fixed images; uses what the monitor's last measurement computed."""
     assert monitor.seen is not None, "a snapshot is taken after a measurement"
     seen = monitor.seen
-    patches, attention_target = _inspect(model.target_encoder, samples.examples, config, monitor.device)
-    _, attention_context = _inspect(model.encoder, samples.examples, config, monitor.device)
+    patches, attention_target = _inspect(model.target_encoder, samples.examples, config)
+    _, attention_context = _inspect(model.encoder, samples.examples, config)
     return Snapshot(
         step=step,
         patches=patches,
@@ -178,9 +188,10 @@ def evenly(count: int, most: int) -> Int[Tensor, "k"]:
 
 
 def _inspect(
-    encoder: VisionTransformer, images: UInt8[Tensor, "n 3 H W"], config: RunConfig, device: torch.device
+    encoder: VisionTransformer, images: UInt8[Tensor, "n 3 H W"], config: RunConfig
 ) -> tuple[Float[Tensor, "n N D"], Float[Tensor, "n N"]]:
     """Patch features and attention received, image by image: the weights of all at once may not fit."""
+    device = encoder.patch_projection.weight.device  # where shards were put together it is not the monitor's
     found = [
         encoder.with_attention(normalise(image[None].to(device), config.data.mean, config.data.std)) for image in images
     ]
@@ -245,7 +256,7 @@ def record_checkpoints(run: Path, config: RunConfig) -> None:
     store = SnapshotStore(run / REPORT)
     for step in sorted({0, checkpoint.step}):
         if step:
-            for part in ("encoder", "target_encoder", "predictor"):
+            for part in (*model.learned, "target_encoder"):
                 model.get_submodule(part).load_state_dict(checkpoint.tensors(part))
         monitor.measure(model)
         keep_snapshot(store, config, model, monitor, step)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cjepa.config import RunConfig
+from cjepa.objectives import TwoViewsConfig
 from cjepa.training.health import Record, judge
 from cjepa.visualization.report import Judgement
 from cjepa.visualization.style import counted
@@ -70,13 +71,14 @@ def facts_of(
     height, width = config.data.size
     steps, epochs = data.get("steps", "?"), f"{training.epochs:g} epochs"
     blocks, heads = counted(encoder.depth, "block"), counted(encoder.heads, "head")
-    predictor = config.model.predictor
+    predictor, two_views = config.model.predictor, isinstance(config.objective, TwoViewsConfig)
+    predicts = "none" if two_views else f"width {predictor.width}, {counted(predictor.depth, 'block')}"
     facts = [
         ("objective", _objective(config)),
         ("images", _images(data)),
         ("encoder", f"width {encoder.width}, {blocks}, {heads}"),
         ("input", f"{height} × {width} pixels in {rows} × {columns} patches"),
-        ("predictor", f"width {predictor.width}, {counted(predictor.depth, 'block')}"),
+        ("predictor of patches", predicts),
         ("training", f"{epochs}, {steps} steps of {training.batch_size} images, {training.precision}"),
         ("seed", str(config.seed)),
     ]

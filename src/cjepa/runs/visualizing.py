@@ -88,8 +88,10 @@ def _draw(
             features = {name: patch_features(encoder, images, device) for name, encoder in encoders.items()}
             return patch_colours(images, features, patch)
         case "masks":
-            masks = some_masks(config)[0]
-            return mask_examples(images[: len(masks.context)], masks, patch)
+            masks = some_masks(config)
+            if not masks:
+                raise InputError(f"objective={config.objective.name} compares two views and has no masks to draw")
+            return mask_examples(images[: len(masks[0].context)], masks[0], patch)
         case "neighbours":
             return _neighbours(config, images, _before_and_after(run, config, when, device), device)
         case _:

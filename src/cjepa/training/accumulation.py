@@ -25,9 +25,10 @@ def divide(batch: Batch, most: int) -> list[Batch]:
     count = -(-len(batch.images) // most)
     parts = (torch.tensor_split(each, count) for each in (batch.images, batch.masks.context, batch.masks.targets))
     samples = torch.tensor_split(batch.samples, count)
+    seconds = [None] * count if batch.second is None else torch.tensor_split(batch.second, count)
     return [
-        Batch(images, Masks(context, targets), own)
-        for images, context, targets, own in zip(*parts, samples, strict=True)
+        Batch(images, Masks(context, targets), own, second=second)
+        for images, context, targets, own, second in zip(*parts, samples, seconds, strict=True)
     ]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cjepa.errors import CjepaError, RanksError
-from cjepa.ranks import collect, largest, world_size
+from cjepa.ranks import collect, largest, together, world_size
 from cjepa.types import Batch
 
 
@@ -29,7 +29,7 @@ def in_step(batches: Generator[Batch, None, None]) -> Generator[Batch, None, Non
                 [batch is None and failure is None, failure is not None, 0 if batch is None else len(batch.unreadable)]
             )
             if failed:
-                raise _shared(failure)
+                together(failure)
             if over or batch is None:
                 return
             if unreadable:
@@ -42,13 +42,6 @@ def _next(batches: Generator[Batch, None, None]) -> tuple[Batch | None, CjepaErr
         return next(batches, None), None
     except CjepaError as error:
         return None, error
-
-
-def _shared(failure: CjepaError | None) -> CjepaError:
-    """This rank's own error, or the first one of another rank."""
-    found = collect(None if failure is None else (type(failure), str(failure)))
-    kind, message = next(each for each in found if each is not None)
-    return failure or kind(message)
 
 
 def refuse_drift(parameters: Mapping[str, nn.Parameter]) -> None:

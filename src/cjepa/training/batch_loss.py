@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cjepa.errors import InputError
-from cjepa.models import JEPA
+from cjepa.models import Model, TwoViews
 from cjepa.models.jepa import gather_blocks
 from cjepa.objectives import Objective
 from cjepa.ranks import mean
@@ -25,7 +25,7 @@ class BatchLoss:
 
     def __init__(
         self,
-        model: JEPA,
+        model: Model,
         objective: Objective,
         prepare: Callable[[Tensor], Float[Tensor, "B 3 H W"]],
         engine: Engine,
@@ -71,12 +71,15 @@ class BatchLoss:
 
     def _embed(self, part: Batch, target: Float[Tensor, "B M T D"] | None = None) -> Embeddings:
         images = self.prepare(part.images)
+        shown = part.masks.to(self.device) if part.second is None else self.prepare(part.second)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            embeddings: Embeddings = self.engine.model(images, part.masks.to(self.device), target)
+            embeddings: Embeddings = self.engine.model(images, shown, target)
         return embeddings
 
     def _targets(self, parts: Iterable[Batch]) -> Float[Tensor, "B M T D"]:
         parts = list(parts)
+        if isinstance(self.model, TwoViews):
+            return torch.cat([self._embed(part).target for part in parts])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             patches = self.model.targets(self.prepare(part.images) for part in parts)
         return gather_blocks(patches, torch.cat([part.masks.targets for part in parts]).to(self.device))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from cjepa.models import ModelConfig
+from cjepa.models import EncoderConfig, ModelConfig
 from cjepa.models.vit import CHANNELS
 from cjepa.objectives.projector import ProjectorConfig
 
@@ -116,6 +116,41 @@ def footprint(
         activations=FLOAT * share * (kept + once + work) + 2 * embeddings + pixels + of_projector,
         embeddings=1.0 * FLOAT * width * (2 * lengths.context + 3 * lengths.blocks * lengths.target),
         largest_block=max(blocks // encoder.depth, _block_parameters(inner, predictor.mlp_ratio)),
+    )
+
+
+def views_footprint(
+    encoder: EncoderConfig,
+    projector: ProjectorConfig,
+    hidden: int | None,
+    patches: int,
+    precision: Literal["bfloat16", "float32"],
+    fused: bool,
+    recompute: bool = False,
+) -> Footprint:
+    """The footprint of two views of images of this many patches; hidden: of SimSiam's predictor, if there is one."""
+    views, width, ratio = 2, encoder.width, encoder.mlp_ratio
+    inputs = CHANNELS * encoder.patch_size**2
+    vision = encoder.depth * _block_parameters(width, ratio) + (inputs + 1) * width + 2 * width
+    seen = encoder.depth * _block_operations(patches, width, ratio) + 2 * patches * inputs * width
+    layers = _projector_layers(projector, width)
+    if hidden is not None:
+        last = layers[-1][1] if layers else width
+        layers += [(last, hidden), (hidden, last)]
+    weights = sum(entering * leaving for entering, leaving in layers)
+    kept = encoder.depth * _block_numbers(patches, width, ratio, recompute)
+    kept += _block_numbers(patches, width, ratio, False) if recompute else 0.0
+    share = 1.0 if precision == "float32" else HALF_SHARE if fused else HALF_SHARE_ON_CPU
+    work = 3 * patches * width * ratio
+    of_projector = FLOAT * 4 * sum(leaving for _, leaving in layers)
+    pixels = FLOAT * 2 * patches * inputs
+    return Footprint(
+        learned=vision + weights,
+        average=vision,
+        operations=3 * views * (seen + 2 * weights),
+        activations=views * (FLOAT * share * (kept + work) + pixels + of_projector),
+        embeddings=1.0 * FLOAT * width * 3 * views,
+        largest_block=_block_parameters(width, ratio),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cjepa.errors import InputError
-from cjepa.models import JEPA
+from cjepa.models import Model
 from cjepa.objectives import Objective
 from cjepa.ranks import local_count, world_size
 
@@ -22,16 +22,17 @@ class Engine:
     """How to call model and objective so that the ranks' gradients are averaged.
 
     unsynchronised: a context in which a backward pass adds to this rank's gradients alone. replicated: whether every
-    rank has whole copies of the weights, which must stay the same bits.
+    rank has whole copies of the weights, which must stay the same bits. sharded: whether no rank has all weights.
     """
 
     model: Callable[..., Any]
     objective: Callable[..., Any]
     unsynchronised: Callable[[], AbstractContextManager[None]] = nullcontext
     replicated: bool = False
+    sharded: bool = False
 
 
-def start_engine(parallel: Parallel, model: JEPA, objective: Objective, device: torch.device) -> Engine:
+def start_engine(parallel: Parallel, model: Model, objective: Objective, device: torch.device) -> Engine:
     """The engine for the ranks there are; with FSDP the parameters of both modules become shards.
 
     auto: DDP where there are several ranks. InputError for an engine that needs others than there are.
@@ -55,7 +56,7 @@ def start_engine(parallel: Parallel, model: JEPA, objective: Objective, device: 
             assert_never(parallel)
 
 
-def _replicated(model: JEPA, objective: Objective, device: torch.device) -> Engine:
+def _replicated(model: Model, objective: Objective, device: torch.device) -> Engine:
     from torch.nn.parallel import DistributedDataParallel
 
     def replicated(module: nn.Module) -> DistributedDataParallel:
@@ -73,7 +74,7 @@ def _replicated(model: JEPA, objective: Objective, device: torch.device) -> Engi
     return Engine(replicas, replicated(objective) if learns else objective, replicas.no_sync, replicated=True)
 
 
-def _sharded(model: JEPA, objective: Objective, device: torch.device) -> Engine:
+def _sharded(model: Model, objective: Objective, device: torch.device) -> Engine:
     """Shards within a machine, whole sets of shards on every machine; over all ranks where machines have one each.
 
     The ranks' gradients are averaged after every micro-batch: kept apart, they would need the memory that was saved.
@@ -89,11 +90,11 @@ def _sharded(model: JEPA, objective: Objective, device: torch.device) -> Engine:
     else:
         mesh = init_device_mesh(device.type, (ranks,))
     # After the forward pass everything is a shard again, the roots too: the average is taken shard by shard.
-    for part in (model.encoder, model.predictor, model.target_encoder):
+    for part in (*model.learned.values(), model.target_encoder):
         for block in part.blocks:
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     for projector in objective.children():
         if any(True for _ in projector.parameters()):
             fully_shard(projector, mesh=mesh, reshard_after_forward=True)
-    return Engine(model, objective)
+    return Engine(model, objective, sharded=True)

@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cjepa.errors import InputError, StoppedEarly, WorkerError
-from cjepa.models import JEPA
+from cjepa.models import Model
+from cjepa.models.blocks import Block
 from cjepa.objectives import Objective
 from cjepa.ranks import from_first, world_size
 from cjepa.training.agreement import in_step, refuse_drift
@@ -89,7 +90,7 @@ class Measures(Protocol):
     count: int
     """Number of images that it is measured on."""
 
-    def measure(self, model: JEPA) -> Mapping[str, float]:
+    def measure(self, model: Model) -> Mapping[str, float]:
         """The values of a model."""
         ...
 
@@ -100,7 +101,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainingConfig,
-        model: JEPA,
+        model: Model,
         objective: Objective,
         normalise: Callable[[Tensor], Float[Tensor, "B 3 H W"]],
         images: int,
@@ -121,16 +122,16 @@ class Trainer:
                 f"training.optimizer.learning_rate.warmup_epochs: the warm-up of {self.warmup_steps} steps does not "
                 f"end before the training of {self.total_steps} steps; shorten it or raise training.epochs"
             )
-        for block in (*model.encoder.blocks, *model.predictor.blocks):
-            block.recompute = config.checkpoint_activations
+        for part in model.learned.values():
+            for block in part.blocks:
+                assert isinstance(block, Block)
+                block.recompute = config.checkpoint_activations
         engine = start_engine(config.parallel, self.model, self.objective, device)
         bfloat16 = config.precision == "bfloat16"
         self.batch_loss = BatchLoss(
             self.model, self.objective, self._prepared, engine, device, bfloat16, config.micro_batch
         )
-        self.learned = nn.ModuleDict(
-            {"encoder": self.model.encoder, "predictor": self.model.predictor, "objective": self.objective}
-        )
+        self.learned = nn.ModuleDict({**self.model.learned, "objective": self.objective})
         """What the optimizer changes; never the target encoder."""
         self.parameters = dict(self.learned.named_parameters())
         self.optimizer = build_optimizer(config.optimizer, self.parameters)
@@ -222,12 +223,7 @@ class Trainer:
         }
 
     def _modules(self) -> dict[str, nn.Module]:
-        return {
-            "encoder": self.model.encoder,
-            "target_encoder": self.model.target_encoder,
-            "predictor": self.model.predictor,
-            "objective": self.objective,
-        }
+        return {**self.model.learned, "target_encoder": self.model.target_encoder, "objective": self.objective}
 
     def _prepared(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         return self.normalise(images.to(self.device, non_blocking=True))

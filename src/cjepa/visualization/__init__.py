@@ -5,7 +5,7 @@ mask_examples        context and target blocks on images
 coverage             how often each patch is context or target
 attention_maps       attention that patches receive in the last block (attention_colours: the arrays)
 patch_similarity     cosine of every patch with every other, an array
-patch_colours        principal components of patch features as colours (pca_colours: the arrays)
+patch_colours        principal components of patch features as colours (pca_colours, common_colours: the arrays)
 nearest_neighbours   most similar images under each encoder (nearest: the indices)
 embedding_map        pooled embeddings in two dimensions
 spectrum             singular values and effective rank of pooled embeddings
@@ -18,7 +18,7 @@ from cjepa.visualization.curves import training_curves
 from cjepa.visualization.embedding_map import embedding_map
 from cjepa.visualization.masks import coverage, mask_examples
 from cjepa.visualization.neighbours import Pool, nearest, nearest_neighbours
-from cjepa.visualization.patches import patch_colours, pca_colours
+from cjepa.visualization.patches import common_colours, patch_colours, pca_colours
 from cjepa.visualization.pictures import Examples, write_pictures
 from cjepa.visualization.similarity import patch_similarity
 from cjepa.visualization.spectrum import spectrum
@@ -29,6 +29,7 @@ __all__ = [
     "Pool",
     "attention_colours",
     "attention_maps",
+    "common_colours",
     "coverage",
     "embedding_map",
     "mask_examples",

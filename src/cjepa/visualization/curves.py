@@ -41,6 +41,7 @@ class Panel:
 PANELS = (
     Panel("evaluation", "knn_20", "20-NN accuracy (%)", baseline=True),
     Panel("evaluation", "knn_20_centred", "20-NN accuracy, centred features (%)", baseline=True),
+    Panel("evaluation", "linear", "Linear probe accuracy (%)", baseline=True),
     Panel("evaluation", "crop_retrieval", "Image found by another crop (%)", baseline=True),
     Panel("evaluation", "effective_rank", "Effective rank", baseline=True),
     Panel("evaluation", "explained_variance", "Explained target variance"),

@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from cjepa.visualization.report import Judgement, render
+from cjepa.visualization.report.pictures import colour_strips
 from cjepa.visualization.series import MOST_POINTS
 from tests.report_material import evaluation, few_rows, rows, run, samples, snapshot
 
@@ -66,12 +68,35 @@ def test_every_part_of_the_page_is_there(whole: tuple[Page, str]) -> None:
     for text in (
         *("Attention", "Patch features as colours", "Which patches are alike", "Nearest neighbours", "Map of the"),
         *("Covariance spectrum", "Standard deviations", "Similarity term, weighted", "Similarity term, unweighted"),
-        *("Learning rate", "Weight decay", "Momentum of the target", "Gradient norm", "Linear probe accuracy"),
+        *("Learning rate", "Weight decay", "Momentum of the target", "Gradient norm", "Linear evaluation (%)"),
         *("Effective rank", "Explained target variance", "Images per second", "Patches in the context"),
         *("Prediction error, C-JEPA", "Crops as the model sees them", "Sizes", "broken.png: truncated", "Duplicates"),
         *("no class token", "C-JEPA, target", "C-JEPA, context", "I-JEPA, target", "I-JEPA minus C-JEPA"),
     ):
         assert text in found.text, text
+
+
+def test_the_probe_while_training_and_the_evaluation_are_two_plots() -> None:
+    probed = [row | {"linear": 55.0 + row["step"]} if row["split"] == "evaluation" else row for row in few_rows()]
+    found, _ = page(run(rows=probed))
+    labels = [svg.get("aria-label") or "" for svg in found.all("svg")]
+    assert any(label == "Linear probe accuracy (%) against steps: run from 55.0 to 95.0" for label in labels)
+    assert any(label == "Linear evaluation (%) against steps: run from 50.0 to 80.0" for label in labels)
+    assert "linear (while training)" in found.text
+
+
+def test_colours_of_runs_share_a_frame() -> None:
+    """A run whose features are the other's, mirrored and in another order, has the same pictures."""
+    first = run("first", rows=few_rows())
+    turned = [replace(each, patches=3.0 - each.patches.flip(-1)) for each in first.snapshots]
+    one, other = colour_strips([first, run("other", rows=few_rows(), snapshots=turned)])
+    assert [overlay.address for overlay in other.overlays] == [overlay.address for overlay in one.overlays]
+    assert (one.details, other.details) == ([], ["r 1.00 with the first"] * 3)
+    later = colour_strips([first, run("later", rows=few_rows(), snapshots=[replace(turned[2], step=50)])])
+    assert len(later[1].overlays) == 1
+    assert later[1].details != ["r 0.00 with the first"]
+    found, _ = page(first, run("other", rows=few_rows(), snapshots=turned))
+    assert "turned (rotation or reflection only) to agree best with those of first" in found.text
 
 
 def test_the_verdict_comes_first(whole: tuple[Page, str]) -> None:

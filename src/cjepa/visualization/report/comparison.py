@@ -13,7 +13,7 @@ from cjepa.visualization.report.runs import Group
 BASELINES = ("raw pixels", "colour statistics", "untrained")
 CONFIDENCE = 0.95
 _NORMAL = 1.96
-_RANK = "effective_rank"
+_PROBE, _RANK = "linear", "effective_rank"
 
 Key = tuple[str, str, str]
 """An evaluation, its value, and the protocol within which values compare."""
@@ -124,10 +124,10 @@ def _own(run: RunMaterial) -> dict[Key, tuple[float, int]]:
                 found[each.name, name, each.protocol] = (value, each.test_images)
     measured = [row for row in run.rows if row["split"] == "evaluation"]
     if measured:
-        for name in (run.quality, _RANK):
+        for name in (run.quality, _PROBE, _RANK):
             value = measured[-1].get(name, math.nan)
             if math.isfinite(value):
-                found["while training", name, ""] = (value, run.tested if name == run.quality else 0)
+                found["while training", name, ""] = (value, 0 if name == _RANK else run.tested)
     return found
 
 

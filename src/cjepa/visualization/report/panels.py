@@ -64,6 +64,7 @@ ACCURACY = (
         "evaluation", "knn_20_centred", "20-NN accuracy, centred (%)", "higher is better; dashed: before training", True
     ),
     Value("evaluation", "knn_20", "20-NN accuracy (%)", "higher is better; dashed: before training", True),
+    Value("evaluation", "linear", "Linear probe accuracy (%)", "a fixed probe while training; dashed: before", True),
     Value("evaluation", "crop_retrieval", "Image found by another crop (%)", "higher is better; needs no labels", True),
 )
 REPRESENTATION = (
@@ -95,7 +96,9 @@ def curve_sections(groups: Sequence[Group]) -> list[tuple[str, list[Plot]]]:
     accuracy = [_lines(groups, value) for value in ACCURACY]
     probe = [(group, curve) for group in groups if (curve := probe_curve(group)) is not None]
     speed = [(group, curve) for group in groups if (curve := speed_curve(group)) is not None]
-    probed = Value("evaluation", "linear", "Linear probe accuracy (%)", "from cjepa evaluate linear", True)
+    probed = Value(
+        "evaluation", "evaluated", "Linear evaluation (%)", "by cjepa evaluate linear; dashed: untrained", True
+    )
     timed = Value("train", "images_per_second", "Images per second", "evaluations and pauses included")
     sections = {
         "Accuracy": [*zip(ACCURACY, accuracy, strict=True), (probed, probe)],

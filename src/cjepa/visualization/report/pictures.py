@@ -12,7 +12,7 @@ from cjepa.visualization.attention import attention_colours, peak
 from cjepa.visualization.masks import edges, patch_mask
 from cjepa.visualization.montage import enlarged, map_montage, neighbour_montage, neighbours_of, strip, tiled
 from cjepa.visualization.neighbours import agreement
-from cjepa.visualization.patches import pca_colours
+from cjepa.visualization.patches import common_colours
 from cjepa.visualization.report.embedding import exact, for_page, numbers, photograph
 from cjepa.visualization.report.material import RunMaterial, Samples, Snapshot
 from cjepa.visualization.similarity import as_bytes, coarser, images_within, patch_similarity
@@ -87,16 +87,27 @@ def _attention(snapshot: Snapshot, which: str) -> torch.Tensor:
 
 
 def colour_strips(runs: Sequence[RunMaterial]) -> list[Strip]:
-    """Principal components of patch features as colours: one basis for all images and steps of a run."""
+    """Principal components of patch features as colours: one basis for all images and steps of a run, and one frame
+    for all runs, which have snapshots of the same images."""
+    features = [torch.cat([each.patches for each in run.snapshots]) for run in runs]
+    coloured = common_colours(features, runs[0].grid, [_same_images(runs[0], run) for run in runs])
     strips = []
-    for run in runs:
+    for place, (run, colours) in enumerate(zip(runs, coloured, strict=True)):
         images = len(run.snapshots[0].patches)
-        colours = pca_colours(torch.cat([each.patches for each in run.snapshots]), run.grid)
-        parts = [colours[start : start + images] for start in range(0, len(colours), images)]
+        parts = [colours.pictures[start : start + images] for start in range(0, len(colours.pictures), images)]
         overlays = [Overlay(each.step, exact(strip(part))) for each, part in zip(run.snapshots, parts, strict=True)]
         text = f"first three principal components of the patch features of {run.name} as red, green and blue"
-        strips.append(Strip(run.name, text, overlays))
+        alike = f"r {colours.agreement:.2f} with the first" if place else ""
+        strips.append(Strip(run.name, text, overlays, details=[alike] * len(overlays) if alike else []))
     return strips
+
+
+def _same_images(first: RunMaterial, other: RunMaterial) -> list[tuple[int, int]]:
+    """Pictures of equal images at equal steps, and always those of the last snapshots."""
+    images, places = len(first.snapshots[0].patches), {each.step: index for index, each in enumerate(first.snapshots)}
+    pairs = {(places[each.step], index) for index, each in enumerate(other.snapshots) if each.step in places}
+    pairs.add((len(first.snapshots) - 1, len(other.snapshots) - 1))
+    return [(one * images + image, two * images + image) for one, two in sorted(pairs) for image in range(images)]
 
 
 def mask_strips(masks: Masks, grid: tuple[int, int], images: int) -> list[Strip]:

@@ -1,0 +1,126 @@
+"""The study: its plan can be run, a run becomes a file whatever comes of it, the document says what the files say."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.study import config_of, seconds_of, study
+from benchmarks.study_plan import COLLAPSE, PARTS, Condition, Recipe, Run, StudyPart, planned
+from benchmarks.study_report import DOCUMENT, blocks, filled, paired, spread
+from benchmarks.study_results import RESULTS, load, save, written
+from tests.test_runs import SMALL_DEMO
+
+SOURCES = {"cifar10": Path("images"), "clothing": Path("images")}
+SMALL = Recipe("small", "small", "demo", (*SMALL_DEMO, "logging.report=false"), folder=False)
+
+
+def run_of(name: str, *changes: str) -> Run:
+    condition = Condition(name, changes, "group")
+    return Run(StudyPart("part", SMALL, "cpu", (condition,), 1), condition, 0)
+
+
+def whole_plan() -> list[Run]:
+    return planned("cpu") + planned("cuda")
+
+
+def test_every_run_of_the_plan_has_a_name_of_its_own() -> None:
+    keys = [run.key for run in whole_plan()]
+    assert len(set(keys)) == len(keys) == sum(len(part.conditions) * part.seeds for part in PARTS)
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_every_condition_is_a_config_that_differs_from_the_others(part: StudyPart) -> None:
+    configs = [
+        config_of(Run(part, condition, 0), SOURCES, part.device).model_dump_json() for condition in part.conditions
+    ]
+    assert len(set(configs)) == len(configs)
+
+
+def test_the_order_answers_something_however_early_it_ends() -> None:
+    runs = planned("cpu")
+    first = next(part for part in PARTS if part.name == "convergence-tiles")
+    count = len(first.conditions)
+    assert {run.condition.name for run in runs[:count]} == {each.name for each in first.conditions}
+    assert {run.seed for run in runs[:count]} == {0}
+    assert runs[count].part.recipe is COLLAPSE
+
+
+def test_runs_become_files_and_failures_do_not_stop_the_others(tmp_path: Path) -> None:
+    runs = [
+        run_of("refused", "training.batch_size=1000"),
+        run_of("diverging", "training.optimizer.learning_rate.peak=1e30", "training.most_skipped=1", "objective=ijepa"),
+        run_of("two views", "objective=vicreg", "objective.projector.width=16"),
+    ]
+    assert study(runs, {}, tmp_path / "scratch", time.monotonic() + 1000.0, tmp_path / "results") == 0
+    found = load(tmp_path / "results")
+    assert [found[run.key]["outcome"] for run in runs] == ["failed", "diverged", "finished"]
+    assert "batch size 1000" in found[runs[0].key]["error"]
+    good = found[runs[2].key]
+    assert [row["images"] for row in good["curve"]] == [0, 108]
+    assert {"effective_rank", "knn_20_centred", "std_smallest"} <= good["curve"][-1].keys()
+    assert {"loss", "similarity", "variance", "covariance"} <= good["losses"][-1].keys()
+    assert len(good["spectrum"]) == 32
+    assert good["spectrum"] == sorted(good["spectrum"], reverse=True)
+    assert good["changes"] == runs[2].changes
+    assert good["environment"]["packages"]["torch"]
+    assert str(tmp_path) not in json.dumps(found), "no paths of a machine"
+
+
+def test_when_the_time_is_over_nothing_more_is_started(tmp_path: Path) -> None:
+    assert study([run_of("late")], {}, tmp_path / "scratch", time.monotonic() - 1, tmp_path / "results") == 75
+    assert load(tmp_path / "results") == {}
+
+
+def test_a_run_that_was_interrupted_is_continued(tmp_path: Path) -> None:
+    run, scratch, results = run_of("slow", "objective=ijepa", "training.epochs=200"), tmp_path / "s", tmp_path / "r"
+    assert study([run], {}, scratch, time.monotonic() + 4.0, results) == 75
+    assert load(results) == {}, "only finished runs are results"
+    # The rest of it is not waited for: that it goes on from its checkpoint is what tests/faults show.
+    assert (scratch / run.key / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("2h", 7200), ("1.5h", 5400), ("7", 7)])
+def test_budgets(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+def test_the_document_says_what_the_results_say() -> None:
+    document = DOCUMENT.read_text(encoding="utf-8")
+    assert filled(document, blocks(load(RESULTS))) == document, "run python -m benchmarks.study --report"
+
+
+def test_its_figures_are_there() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    shown = [line.split("(")[1].rstrip(")") for line in text.splitlines() if line.startswith("![") and "study-" in line]
+    assert all((DOCUMENT.parent / path).is_file() for path in shown)
+
+
+def test_a_number_that_was_changed_is_noticed() -> None:
+    document = DOCUMENT.read_text(encoding="utf-8")
+    changed = document.replace("69.5 | 83.6", "99.5 | 83.6")
+    assert changed != document
+    assert filled(changed, blocks(load(RESULTS))) == document
+
+
+def test_a_block_that_is_missing_is_an_error() -> None:
+    with pytest.raises(KeyError, match="state"):
+        filled("<!-- study: other -->\n\n<!-- end -->\n", {"state": "text"})
+
+
+def test_results_are_json_again(tmp_path: Path) -> None:
+    result = {"a": 1, "rows": [{"x": 1.5}, {"x": None}], "empty": [], "list": [1, 2]}
+    save("key", result, tmp_path)
+    assert load(tmp_path) == {"key": result}
+    assert written(result).count("\n") == 9
+
+
+def test_spread_and_paired_test_by_hand() -> None:
+    """t = mean / (sd / sqrt(n)) = 2 / (1 / sqrt(3)) = 3.46 with 2 degrees of freedom: p = 0.074."""
+    base = {0: 10.0, 1: 20.0, 2: 30.0}
+    values = {2: 33.0, 0: 11.0, 1: 22.0, 7: 99.0}
+    assert paired(values, base) == "+2.0 ± 1.0 (p 0.07)"
+    assert spread({0: 1.0, 1: 3.0}) == "2.0 ± 1.4"
+    assert paired({0: 1.0}, base) == "-9.0"
+    assert spread({}) == paired({}, base) == ""
