@@ -72,7 +72,8 @@ def table(path: Path) -> str:
     kinds = (*KINDS, "other")
     lines = [f"| case | {' | '.join(f'{kind}, %' for kind in kinds)} |", "|" + "---|" * (1 + len(kinds))]
     for row in json.loads(path.read_text())["rows"]:
-        lines.append(f"| {row['case']} | {' | '.join(f'{100 * row["shares"][kind]:.1f}' for kind in kinds)} |")
+        cells = (f"{100 * row['shares'][kind]:.1f}" for kind in kinds)
+        lines.append(f"| {row['case']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
