@@ -6,16 +6,16 @@ FOLDER is a checkout of https://github.com/facebookresearch/ijepa, which is not 
 takes its step. Ours is a step of the package's own trainer, from uint8 images, with the objective `ijepa`.
 
 First both compute loss and gradient of a few images from the same weights, which must agree to rounding. Then they take
-turns, a step each in a process of its own, the first one changing. A round counts only if the kernel's accounting says
-that others hardly ran on the cores that the step may use (guard.py): with fewer threads than cores, the other cores may
-be busy. What is reported is the ratio of the seconds of a round, so that a slow change of the machine meets both. It
+turns, a step each in a process of its own, the first one changing. Seconds are the clock's, and a round counts only if
+others hardly used the machine (guard.py); with --threads 1 they are those that the process itself worked, which can be
+measured on a machine that others use.
+What is reported is the ratio of the seconds of a round, so that a slow change of the machine meets both. It
 replaces the rows of the cases that it measured in benchmarks/results/peers.json; `--report` prints the table from it.
 """
 
 import argparse
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -126,7 +126,7 @@ def serve(connection: Connection, folder: Path, case: Case, name: str, device_na
         step = partial(ours.step, batch)
     while connection.recv():
         before = Reading.now()
-        seconds = _seconds(step, device)
+        seconds = _seconds(step, device, threads)
         connection.send((seconds, used_by_others(before, Reading.now())))
 
 
@@ -170,28 +170,27 @@ def race(contestants: Mapping[str, Contestant], seconds: float, limit: float) ->
     return kept, disturbed
 
 
-def allowed(threads: int) -> float:
-    """Share of the machine that others may use: a little of the cores that the step has, and all of the others."""
-    cores = os.cpu_count() or 1
-    return ALLOWED + max(cores - threads, 0) / cores
+def allowed(device: torch.device, threads: int) -> float:
+    """Share of the machine that others may use: a little, or anything where the process's own work is measured."""
+    return 1.0 if device.type == "cpu" and threads == 1 else ALLOWED
 
 
 def measure(folder: Path, case: Case, device: torch.device, seconds: float, threads: int) -> dict[str, Any]:
     """The row of a case; ratios are null where too few rounds were undisturbed."""
     same = compare(Public.of(folder), case, device)
     contestants = {name: Contestant(folder, case, name, str(device), threads) for name in contestants_of(case)}
-    kept, disturbed = race(contestants, seconds, allowed(threads))
+    kept, disturbed = race(contestants, seconds, allowed(device, threads))
     for contestant in contestants.values():
         contestant.finish()
-    row = _described(case, typical_batch(case), device) | {"fastest_product": fastest_product(case, device)}
+    row = _described(case, typical_batch(case), device) | {"fastest_product": fastest_product(case, device, threads)}
     return {**row, "agreement": same, "rounds_disturbed": disturbed, **spreads(kept, case)}
 
 
-def fastest_product(case: Case, device: torch.device) -> float:
+def fastest_product(case: Case, device: torch.device, threads: int) -> float:
     """Operations per second of a product with weights alone, in the precision of a case: what bounds its step."""
     dtype = getattr(torch, case.precision)
     tokens, weight = torch.randn(4096, 1024, device=device).to(dtype), torch.randn(1024, 1024, device=device).to(dtype)
-    seconds = min(_seconds(lambda: linear(tokens, weight, None), device) for _ in range(20))
+    seconds = min(_seconds(lambda: linear(tokens, weight, None), device, threads) for _ in range(20))
     return 2 * 4096 * 1024 * 1024 / seconds
 
 
@@ -225,14 +224,16 @@ def spreads(rounds: Sequence[Mapping[str, float]], case: Case) -> dict[str, Any]
     }
 
 
-def _seconds(step: Callable[[], object], device: torch.device) -> float:
+def _seconds(step: Callable[[], object], device: torch.device, threads: int) -> float:
+    """Of the clock; on one thread of a CPU those that the process worked, which others lengthen far less."""
+    clock = time.process_time if device.type == "cpu" and threads == 1 else time.perf_counter
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    began = time.perf_counter()
+    began = clock()
     step()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def write(path: Path, public: Public, threads: int, rows: list[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,19 @@ import pytest
 import torch
 
 from benchmarks import peers, public_step
-from benchmarks.peers import Ours, allowed, compare, contestants_of, measure, narrower, race, spreads, table, write
+from benchmarks.peers import (
+    Ours,
+    _seconds,
+    allowed,
+    compare,
+    contestants_of,
+    measure,
+    narrower,
+    race,
+    spreads,
+    table,
+    write,
+)
 from benchmarks.public_step import Public, Theirs
 from benchmarks.step import typical_batch
 from cjepa.models.predictor import PredictorConfig
@@ -154,9 +167,17 @@ def test_disturbed_rounds_and_the_first_are_left_out() -> None:
     assert disturbed == 1
 
 
-def test_cores_that_the_step_does_not_use_may_be_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
-    assert [allowed(threads) for threads in (1, 3, 4, 8)] == pytest.approx([0.8, 0.3, 0.05, 0.05])
+def test_others_may_work_where_only_own_work_is_measured() -> None:
+    assert allowed(CPU, 1) == 1.0
+    assert allowed(CPU, 2) == allowed(torch.device("cuda"), 1) == 0.05
+
+
+def test_own_work_leaves_out_waiting() -> None:
+    def step() -> None:
+        time.sleep(0.2)
+
+    assert _seconds(step, CPU, threads=1) < 0.1
+    assert _seconds(step, CPU, threads=2) >= 0.2
 
 
 def test_a_predictor_wider_than_the_encoder_has_a_narrow_variant() -> None:
