@@ -241,11 +241,7 @@ def write(path: Path, public: Public, threads: int, rows: list[dict[str, Any]]) 
     path.parent.mkdir(parents=True, exist_ok=True)
     measured = {row["case"] for row in rows}
     kept = [row for row in _rows(path) if row["case"] not in measured] if path.exists() else []
-    settings = {
-        "threads": threads,
-        "allowed_foreign_load": allowed(threads),
-        "public_transformers_sha256": public.sha256,
-    }
+    settings = {"threads": threads, "images_compared": COMPARED, "public_transformers_sha256": public.sha256}
     new = [{**row, "settings": settings, "environment": describe_environment()} for row in rows]
     ordered = sorted(kept + new, key=lambda row: list(CASES).index(row["case"]))
     path.write_text(json.dumps({"rows": ordered}, indent=1) + "\n")
@@ -258,24 +254,17 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def table(path: Path) -> str:
     """Rates and ratios with quartiles, and how far loss and gradient are apart, as Markdown."""
-    columns = [
-        "case",
-        "n",
-        "public, images/s",
-        "cjepa, images/s",
-        "ratio",
-        "of the product",
-        "loss differs by",
-        "gradient differs by",
-    ]
+    columns = ["case", "n", "public, images/s", "cjepa, images/s", "ratio", "ratio, narrow predictor"]
+    columns += ["of the fastest product", "loss differs by", "gradient differs by"]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in _rows(path):
         same, rates, ratio = row["agreement"], row["images_per_second"], row["ratio"]
         speed = "disturbed | | | | "
         if rates is not None:
             share = rates["cjepa"]["median"] * row["operations_per_image"] / row["fastest_product"]
+            narrow = _text(ratio[NARROW]) if NARROW in ratio else ""
             speed = (
-                f"{_text(rates['public'])} | {_text(rates['cjepa'])} | {_text(ratio['cjepa'])} | {100 * share:.0f} %"
+                f"{_text(rates['public'])} | {_text(rates['cjepa'])} | {_text(ratio['cjepa'])} | {narrow} | {share:.0%}"
             )
         gradient = f"{same['gradient_difference']:.2g}"
         if "gradient_from_float32" in same:
