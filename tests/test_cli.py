@@ -63,6 +63,16 @@ def run(tmp_path: Path, finished: tuple[Path, Result]) -> Path:
 # --- pretrain -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("command", [["pretrain", "small-96"], ["demo"]])
+def test_programs_keep_freed_memory_before_they_train(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept() -> bool:
+        raise KeyError("kept")
+
+    monkeypatch.setattr("cjepa.training.device_memory.keep_freed_memory", kept)
+    result = cjepa(*command)
+    assert isinstance(result.exception, KeyError)
+
+
 def test_pretrain_says_what_it_does_and_what_came_of_it(finished: tuple[Path, Result]) -> None:
     folder, result = finished
     assert result.exit_code == 0, result.output
