@@ -18,6 +18,7 @@ from benchmarks import (
     parity,
     presets,
     step,
+    theory,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,7 @@ DOCUMENTED = {
         presets.RESULTS: lambda: [presets.report()],
         step.RESULTS: lambda: [step.table(step.RESULTS)],
     },
+    "docs/theory.md": {theory.RESULTS: lambda: [theory.section()]},
 }
 
 
