@@ -17,10 +17,8 @@ from benchmarks import (
     masks,
     parity,
     presets,
-    scaling,
     step,
     theory,
-    waiting,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -40,14 +38,9 @@ DOCUMENTED = {
         features.RESULTS: lambda: [features.report()],
     },
     "docs/performance.md": {
-        loading.RESULTS: lambda: [
-            loading.report(json.loads(loading.RESULTS.read_text())),
-            loading.report_parts(json.loads(loading.RESULTS.read_text())),
-        ],
-        waiting.RESULTS: lambda: [waiting.report(json.loads(waiting.RESULTS.read_text()))],
+        loading.RESULTS: lambda: [loading.report(json.loads(loading.RESULTS.read_text()))],
         masks.RESULTS: lambda: [masks.report(json.loads(masks.RESULTS.read_text()))],
         masks.BEFORE: lambda: [masks.report(json.loads(masks.BEFORE.read_text()))],
-        scaling.RESULTS: lambda: [scaling.report(json.loads(scaling.RESULTS.read_text())["rows"])],
     },
     "docs/results.md": {
         demo.RESULTS: lambda: [demo.table(demo.RESULTS), demo.differences(demo.RESULTS)],
