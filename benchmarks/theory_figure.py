@@ -19,7 +19,6 @@ PANELS = {
     "VICReg's covariance": "VICReg on two nearly equal dimensions",
 }
 
-_PLACES = {"no predictor": "upper right", "predictor that learns": "upper right", "VICReg's variance": "upper right"}
 _RAISED = {"no predictor": 0.35, "predictor that learns": 0.75, "VICReg's variance": 0.35, "VICReg's covariance": 1e4}
 """Panels whose courses leave no place for their names: room above them."""
 
@@ -55,7 +54,6 @@ def _panel(axes: Axes, curves: Sequence[dict[str, Any]]) -> None:
     axes.grid(visible=True, axis="y")
     axes.set_axisbelow(True)
     axes.set_xlabel("time: steps × learning rate", labelpad=2)
-    axes.legend(fontsize=7.5, loc=_PLACES.get(curves[0]["panel"], "best"))
     low, high = axes.get_ylim()
-    if curves[0]["panel"] in _RAISED:
-        axes.set_ylim(low, high + _RAISED[curves[0]["panel"]])
+    axes.set_ylim(low, high + _RAISED.get(curves[0]["panel"], 0.0))
+    axes.legend(fontsize=7.5)
