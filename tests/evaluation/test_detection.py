@@ -172,7 +172,7 @@ def test_it_trains_scores_and_continues_to_the_bit(shapes: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_it_learns_to_find_shapes(shapes: Path) -> None:
-    config = DetectionConfig(data=shapes, epochs=100, batch_size=6, channels=32, regions=48, rate=1e-3, size=64)
+    config = DetectionConfig(data=shapes, epochs=100, batch_size=6, channels=32, regions=64, rate=1e-3, size=64)
     values = open_detection(config, DATA).measure(small_encoder(patch_size=8, size=64), Work())
     assert values["box_AP50"] > 60
     assert values["mask_AP50"] > 60

@@ -29,6 +29,7 @@ from cjepa.randomness import Stream, uniform_rows
 from cjepa.types import Part
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+_BOX_FEATURES = 1024  # width of torchvision's head for boxes
 
 
 class DetectionConfig(Part):
@@ -53,7 +54,7 @@ class DetectionConfig(Part):
     weight_decay: float = Field(0.1, ge=0)
     """AdamW's decay of matrices."""
     channels: int = Field(256, ge=8, multiple_of=8)
-    """Width of the pyramid's maps."""
+    """Width of the pyramid's maps and of the head for masks."""
     regions: int = Field(512, ge=8)
     """Proposals of a training image that the heads for boxes and masks learn from."""
 
@@ -194,6 +195,8 @@ def build_detector(encoder: PretrainedEncoder, config: DetectionConfig, classes:
     """Mask R-CNN for images of side x side with values in [0, 1]; class 0 is the background."""
     from torchvision.models.detection import MaskRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+    from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
     from torchvision.ops import MultiScaleRoIAlign
 
     patch = encoder.patch_size
@@ -205,7 +208,9 @@ def build_detector(encoder: PretrainedEncoder, config: DetectionConfig, classes:
     sizes = tuple((2 * patch * 2**number,) for number in range(5))
     model: nn.Module = MaskRCNN(
         Backbone(encoder, config.channels),
-        num_classes=classes + 1,
+        box_predictor=FastRCNNPredictor(_BOX_FEATURES, classes + 1),
+        mask_head=MaskRCNNHeads(config.channels, (config.channels,) * 4, 1),
+        mask_predictor=MaskRCNNPredictor(config.channels, config.channels, classes + 1),
         min_size=side,
         max_size=side,
         image_mean=list(encoder.mean),
