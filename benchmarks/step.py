@@ -91,7 +91,7 @@ class Bench:
     def __init__(self, case: Case, device: torch.device) -> None:
         self.device = device
         self.trainer = build_trainer(case.config, 100 * case.batch_size, device)
-        self.batch = _typical_batch(case)
+        self.batch = typical_batch(case)
         self._marks: dict[str, float | torch.cuda.Event] = {}
         self._watch(self.trainer)
 
@@ -161,7 +161,7 @@ class Bench:
         return first.elapsed_time(second) / 1000.0
 
 
-def _typical_batch(case: Case) -> Batch:
+def typical_batch(case: Case) -> Batch:
     """Noise, with the masks of the step whose sequences are of median length: lengths differ from step to step."""
     config = case.config
     sampler = build_sampler(config.masking, config.grid, config.seed, case.batch_size)

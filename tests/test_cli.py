@@ -63,6 +63,16 @@ def run(tmp_path: Path, finished: tuple[Path, Result]) -> Path:
 # --- pretrain -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("command", [["pretrain", "small-96"], ["demo"]])
+def test_programs_keep_freed_memory_before_they_train(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept() -> bool:
+        raise KeyError("kept")
+
+    monkeypatch.setattr("cjepa.training.device_memory.keep_freed_memory", kept)
+    result = cjepa(*command)
+    assert isinstance(result.exception, KeyError)
+
+
 def test_pretrain_says_what_it_does_and_what_came_of_it(finished: tuple[Path, Result]) -> None:
     folder, result = finished
     assert result.exit_code == 0, result.output
@@ -71,7 +81,7 @@ def test_pretrain_says_what_it_does_and_what_came_of_it(finished: tuple[Path, Re
     assert "on 4 x 4 patches of 4 px" in output
     assert "objective cjepa-context, 3 steps of 16 images (1 epochs) in float32 on cpu" in output
     assert "pretrain 3/3" in output
-    assert "untrained trained" in output
+    assert "before trained" in output
     assert "effective_rank" in output
     assert "verdict: " in output
     assert "best knn_20_centred: at step" in output

@@ -127,7 +127,9 @@ def pretrain(
     from cjepa.ranks import is_first
     from cjepa.runs import PICTURES, draw_pictures, write_report
     from cjepa.runs import pretrain as run
+    from cjepa.training.device_memory import keep_freed_memory
 
+    keep_freed_memory()
     folder = out or Path("runs") / Path(origin).stem
     config = resolve(origin, changes or [])
     outcome = run(config, folder, allow_change or [])
@@ -218,7 +220,9 @@ def demo(
     """
     from cjepa.cli_text import demo_table, demo_text
     from cjepa.runs import run_demo
+    from cjepa.training.device_memory import keep_freed_memory
 
+    keep_freed_memory()
     shown = run_demo(out, changes or [])
     print_table(demo_table(shown))
     typer.echo(demo_text(shown))

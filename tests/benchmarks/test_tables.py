@@ -5,7 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data, demo, embed, evaluations, features, footprint, index, parity, presets, step
+from benchmarks import (
+    data,
+    demo,
+    embed,
+    evaluations,
+    features,
+    footprint,
+    index,
+    loading,
+    masks,
+    parity,
+    presets,
+    step,
+    theory,
+)
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = {
@@ -23,11 +37,17 @@ DOCUMENTED = {
         evaluations.RESULTS: lambda: [evaluations.report()],
         features.RESULTS: lambda: [features.report()],
     },
+    "docs/performance.md": {
+        loading.RESULTS: lambda: [loading.report(json.loads(loading.RESULTS.read_text()))],
+        masks.RESULTS: lambda: [masks.report(json.loads(masks.RESULTS.read_text()))],
+        masks.BEFORE: lambda: [masks.report(json.loads(masks.BEFORE.read_text()))],
+    },
     "docs/results.md": {
         demo.RESULTS: lambda: [demo.table(demo.RESULTS), demo.differences(demo.RESULTS)],
         presets.RESULTS: lambda: [presets.report()],
         step.RESULTS: lambda: [step.table(step.RESULTS)],
     },
+    "docs/theory.md": {theory.RESULTS: lambda: [theory.section()]},
 }
 
 

@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cjepa.build import build_trainer
-from cjepa.data import iterate
+from cjepa.build import build_stream, build_trainer
+from cjepa.data import Splits, iterate
 from cjepa.data.decoding import UnreadableImageError
 from cjepa.errors import DivergedError, InputError, StoppedEarly
+from cjepa.training.batch_loss import on_host
 from cjepa.training.metrics import read_metrics
 from cjepa.training.rows import read_rows
+from cjepa.types import Batch, Loss
 from tests.training.conftest import Textures, tiny_config, training
 from tests.training.harness import CPU, Run, assert_same_bits, everything
 
@@ -114,6 +116,40 @@ def test_vectors_are_not_decayed() -> None:
     assert all(p.ndim >= 2 for p in decayed)
     assert all(p.ndim < 2 for p in free)
     assert trainer.optimizer.param_groups[1]["weight_decay"] == 0.0
+
+
+def test_the_numbers_of_a_loss_come_to_the_host_as_they_are() -> None:
+    loss = Loss(
+        torch.tensor(1.5, requires_grad=True), {"prediction": torch.tensor(0.1), "variance": torch.tensor(3e-9)}
+    )
+    brought = on_host(loss)
+    assert brought.terms.keys() == loss.terms.keys()
+    assert torch.equal(brought.total, torch.tensor(1.5))
+    assert all(torch.equal(brought.terms[name], term) for name, term in loss.terms.items())
+    assert all(not term.requires_grad for term in (brought.total, *brought.terms.values()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_after_the_gradient_a_step_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config()
+    trainer = build_trainer(config, 64, torch.device("cuda"))
+    batch = next(iterate(build_stream(config, Splits(Textures(per_class=64), Textures(per_class=16))), 0, 1, 0))
+    trainer.take_step(batch)
+    original = trainer.gradient
+
+    def gradient(given: Batch) -> tuple[Loss, float]:
+        found = original(given)
+        torch.cuda.set_sync_debug_mode("error")
+        return found
+
+    monkeypatch.setattr(trainer, "gradient", gradient)
+    try:
+        taken = trainer.take_step(batch)
+        shown = [float(taken.loss.total), *(float(term) for term in taken.loss.terms.values())]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(shown) > 1
 
 
 # Verdicts on runs that really go wrong, and on one that does not.

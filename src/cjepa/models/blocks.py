@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cjepa.models.attention import attend, attention_weights
+from cjepa.models.kernels import Linear, linear
 
 NORM_EPSILON = 1e-6
 INITIAL_STD = 0.02
@@ -21,15 +22,15 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(self, tokens: Float[Tensor, "B N D"], queries: int | None = None) -> Float[Tensor, "B Q D"]:
         """Attend from the last `queries` tokens (all by default) to all tokens."""
         batch, count, width = tokens.shape
         rows = count if queries is None else queries
-        query, key, value = self.heads_of(tokens)
-        mixed = attend(query[:, :, count - rows :], key, value)
+        query, key, value = self.heads_of(tokens) if queries is None else self._heads_of_last(tokens, rows)
+        mixed = attend(query, key, value)
         projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, rows, width))
         return projected
 
@@ -45,14 +46,23 @@ class Attention(nn.Module):
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
 
+    def _heads_of_last(self, tokens: Float[Tensor, "B N D"], rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, but queries of the last rows alone."""
+        batch, count, width = tokens.shape
+        weight, bias = self.qkv.weight, self.qkv.bias
+        asking = linear(tokens[:, count - rows :].contiguous(), weight[:width], bias[:width])
+        others = linear(tokens, weight[width:], bias[width:]).reshape(batch, count, 2, self.heads, width // self.heads)
+        key, value = others.permute(2, 0, 3, 1, 4).unbind(0)
+        return asking.unflatten(2, (self.heads, width // self.heads)).transpose(1, 2), key, value
+
 
 class Mlp(nn.Module):
     """Two linear layers with a GELU between them."""
 
     def __init__(self, width: int, ratio: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, int(width * ratio))
-        self.fc2 = nn.Linear(int(width * ratio), width)
+        self.fc1 = Linear(width, int(width * ratio))
+        self.fc2 = Linear(int(width * ratio), width)
 
     def forward(self, tokens: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """Token-wise."""

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cjepa.models.blocks import INITIAL_STD, NORM_EPSILON, Block, cut_normal, initialise, rescale_by_depth
+from cjepa.models.kernels import Linear
 from cjepa.models.positions import sincos_positions
 from cjepa.types import Masks, Part
 
@@ -34,11 +35,11 @@ class Predictor(nn.Module):
         heads = config.heads or _dividing_heads(encoder_heads, config.width)
         if config.width % heads:
             raise ValueError(f"model.predictor: width ({config.width}) must be divisible by heads ({heads})")
-        self.project_in = nn.Linear(encoder_width, config.width)
+        self.project_in = Linear(encoder_width, config.width)
         self.mask_token = nn.Parameter(torch.zeros(config.width))
         self.blocks = nn.ModuleList(Block(config.width, heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPSILON)
-        self.project_out = nn.Linear(config.width, encoder_width)
+        self.project_out = Linear(config.width, encoder_width)
         self.positions: Tensor
         self.register_buffer("positions", sincos_positions(*grid, config.width), persistent=False)
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cjepa.models.blocks import NORM_EPSILON, Block, cut_normal, initialise, rescale_by_depth
+from cjepa.models.kernels import Linear
 from cjepa.models.positions import sincos_positions
 from cjepa.types import Part
 
@@ -65,7 +66,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_projection = nn.Linear(CHANNELS * config.patch_size**2, config.width)
+        self.patch_projection = Linear(CHANNELS * config.patch_size**2, config.width)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPSILON)
         self._positions: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}

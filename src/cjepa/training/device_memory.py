@@ -1,6 +1,8 @@
 """How much memory there is, and how much this process has of it."""
 
+import ctypes
 import os
+import platform
 from pathlib import Path
 
 import torch
@@ -9,6 +11,8 @@ from cjepa.ranks import local_count
 
 USABLE = 0.8
 """Share of a device's memory that a run is planned for; allocators leave gaps, and images have to be loaded."""
+
+_TRIM_ABOVE, _MOST_MAPPED = -1, -4  # glibc's M_TRIM_THRESHOLD and M_MMAP_MAX; -1 for the first means never
 
 
 def device_memory(device: torch.device) -> float:
@@ -29,3 +33,16 @@ def resident_memory(peak: bool = False) -> float:
         return 0.0
     name = "VmHWM:" if peak else "VmRSS:"
     return next((int(line.split()[1]) * 1024.0 for line in lines if line.startswith(name)), 0.0)
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep what tensors free instead of giving it back to the system after each; True where that is done.
+
+    Tensors of more than 32 MiB are otherwise mapped and unmapped one by one, and each page of each is filled with zeros
+    when it is touched first: on a CPU a part of every training step. The peak stays; what is freed after it is kept for
+    the next step. It concerns the whole process, so the command line calls it, not the library.
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    set_option = ctypes.CDLL(None).mallopt
+    return bool(set_option(_MOST_MAPPED, 0)) and bool(set_option(_TRIM_ABOVE, -1))

@@ -163,7 +163,7 @@ def _block_operations(tokens: int, width: int, ratio: float, rows: int | None = 
     """Of a forward pass in which only the last `rows` tokens are computed to the end."""
     rows = tokens if rows is None else rows
     hidden = int(width * ratio)
-    return 2 * tokens * width * 3 * width + 2 * rows * width * (width + 2 * hidden) + 4 * rows * tokens * width
+    return 2 * tokens * width * 2 * width + 2 * rows * width * (2 * width + 2 * hidden) + 4 * rows * tokens * width
 
 
 def _block_numbers(tokens: int, width: int, ratio: float, recompute: bool) -> float:

@@ -17,7 +17,7 @@ from cjepa.models.blocks import Block
 from cjepa.objectives import Objective
 from cjepa.ranks import from_first, world_size
 from cjepa.training.agreement import in_step, refuse_drift
-from cjepa.training.batch_loss import BatchLoss
+from cjepa.training.batch_loss import BatchLoss, on_host
 from cjepa.training.checkpoint import Checkpoint
 from cjepa.training.divergence import Trouble, all_finite, diverged, go_back
 from cjepa.training.health import Record, Verdict, judge
@@ -194,10 +194,14 @@ class Trainer:
         return Taken(loss, norm, unchanged)
 
     def gradient(self, batch: Batch) -> tuple[Loss, float]:
-        """The loss of the step about to be taken, its gradient in the parameters, and the norm of that."""
+        """The loss of the step about to be taken, its gradient in the parameters, and the norm of that.
+
+        The one place of a step that waits for the device: what changes the weights depends on these numbers.
+        """
         loss = self.batch_loss.backward(batch, self.progress.step)
         largest = self.config.optimizer.clip_gradient or math.inf
-        return loss, float(nn.utils.clip_grad_norm_(self.parameters.values(), largest, foreach=True))
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), largest, foreach=True))
+        return on_host(loss), norm
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue exactly where a checkpoint was saved; InputError when it is one of another model."""
