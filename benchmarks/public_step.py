@@ -61,6 +61,7 @@ class Theirs:
         self.public, self.device = public, device
         self.bfloat16 = case.precision == "bfloat16"
         self.encoder, self.predictor = _modules(public, case)
+        assert isinstance(trainer.model, JEPA), "the published step predicts masked patches"
         _load(self.encoder, self.predictor, trainer.model)
         self.encoder.to(device)
         self.predictor.to(device)
