@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data, demo, embed, evaluations, features, footprint, index, parity, presets, step
+from benchmarks import data, demo, embed, evaluations, features, footprint, index, parity, peers, presets, step, trace
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = {
@@ -22,6 +22,10 @@ DOCUMENTED = {
     "docs/evaluation.md": {
         evaluations.RESULTS: lambda: [evaluations.report()],
         features.RESULTS: lambda: [features.report()],
+    },
+    "docs/performance.md": {
+        peers.RESULTS: lambda: [peers.table(peers.RESULTS)],
+        trace.RESULTS: lambda: [trace.table(trace.RESULTS)],
     },
     "docs/results.md": {
         demo.RESULTS: lambda: [demo.table(demo.RESULTS), demo.differences(demo.RESULTS)],
