@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 from torchvision import io as torchvision_io
@@ -29,6 +30,7 @@ from torchvision.transforms import v2
 from benchmarks.guard import Spread
 from cjepa.data import DataConfig, DemoConfig, FolderConfig, TrainingStream, device_images, open_source
 from cjepa.data.crops import Box, is_mirrored, resized, training_box
+from cjepa.data.decoding import decode
 from cjepa.masking import MultiblockConfig, build_sampler
 from cjepa.runs import shard_images
 from cjepa.runs.caching import cached
@@ -172,14 +174,46 @@ def _scaled(folder: Path, config: DataConfig, setup: Setup) -> Take:
     return take
 
 
+def parts(folder: Path, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of the CPU for one photograph, part by part; both decoders must give the same pixels."""
+    contents = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))[:20]]
+    tensors = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
+    images = [decode(content, 1 << 30) for content in contents]
+    box = Box(50, 40, 400, 300)
+    crops = [torch.from_numpy(np.array(image.crop((50, 40, 450, 340)))).permute(2, 0, 1)[None] for image in images]
+    rgb = torchvision_io.ImageReadMode.RGB
+    same = torch.equal(
+        torchvision_io.decode_jpeg(tensors[0], rgb), torch.from_numpy(np.array(images[0])).permute(2, 0, 1)
+    )
+    assert same, "the decoders do not agree, so they are not compared"
+    work: dict[str, Callable[[int], object]] = {
+        "JPEG decoded by Pillow": lambda index: decode(contents[index], 1 << 30),
+        "JPEG decoded by torchvision": lambda index: torchvision_io.decode_jpeg(tensors[index], rgb),
+        "400 x 300 to 224 px by Pillow": lambda index: resized(images[index], box, (224, 224)),
+        "400 x 300 to 224 px by torch": lambda index: interpolate(
+            crops[index], (224, 224), mode="bilinear", antialias=True
+        ),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(repeats):
+        for name, do in work.items():
+            started = time.process_time()
+            for index in range(len(contents)):
+                do(index)
+            taken[name].append(1e3 * (time.process_time() - started) / len(contents))
+    return taken
+
+
 def run(images: int, repeats: int, scratch: Path, setups: tuple[Setup, ...] = SETUPS) -> dict[str, Any]:
     """Images per second of CPU of every way, in turns."""
     torch.set_num_threads(1)
-    rows = {}
+    rows: dict[str, dict[str, list[float]]] = {}
+    taken: dict[str, list[float]] = {}
     for setup in setups:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             make(Path(folder) / "files" / "class", setup, images)
             ways = ways_of(setup, Path(folder))
+            taken = taken or parts(Path(folder) / "files", repeats)
             rates: dict[str, list[float]] = {way: [] for way in setup.ways}
             for repeat in range(repeats + 1):
                 for way in setup.ways if repeat % 2 else reversed(setup.ways):
@@ -188,7 +222,7 @@ def run(images: int, repeats: int, scratch: Path, setups: tuple[Setup, ...] = SE
                     if repeat:  # the first turn warms up
                         rates[way].append(setup.steps * setup.batch / (time.process_time() - started))
         rows[setup.name] = rates
-    return {"environment": describe_environment(), "images": images, "images per second of CPU": rows}
+    return {"environment": describe_environment(), "images": images, "images per second of CPU": rows, "parts": taken}
 
 
 def report(results: dict[str, Any]) -> str:
@@ -208,6 +242,15 @@ def report(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def report_parts(results: dict[str, Any]) -> str:
+    """The parts as a table in Markdown."""
+    lines = ["| part | n | ms for an image |", "|---|---|---|"]
+    for part, values in results["parts"].items():
+        own = Spread.of(values)
+        lines.append(f"| {part} | {len(values)} | {own.median:.2f} ({own.low:.2f} to {own.high:.2f}) |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=360)
@@ -219,7 +262,8 @@ def main() -> None:
     if not options.report:
         results = run(options.images, options.repeats, options.scratch)
         options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(report(json.loads(options.out.read_text(encoding="utf-8"))))
+    results = json.loads(options.out.read_text(encoding="utf-8"))
+    print(report(results), report_parts(results), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from cjepa.masking import MultiblockConfig, build_sampler
 from cjepa.training.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results" / "masks.json"
+BEFORE = RESULTS.with_name("masks-before.json")
+"""The same by the package of commit 268fae3, the last one that computed every layout of every image."""
 GRIDS = ((8, 8), (12, 12), (14, 14), (16, 16))
 BATCH, PER = 2048, 128
 

@@ -1,10 +1,11 @@
-"""The documents' pictures of the report, from the folder of a finished demo:
+"""The documents' pictures, from the runs in docs/runs/demo, which are those of `make demo` without their weights:
 
-    cjepa demo training.epochs=6 training.evaluate_every=1
-    python -m benchmarks.pictures runs/demo
+    python -m benchmarks.pictures                       draws docs/images/demo-curves.png and report-*.png again
+    python -m benchmarks.pictures --keep runs/demo      first takes over what a finished demo left
 
-draws its report again, opens it in Chromium and writes docs/images/report-*.png, with palettes of 128 colours so that
-they stay small.
+The report is drawn and opened in Chromium; palettes of 128 colours keep the pictures small. What is kept of a run is
+what its report needs: configuration, metrics, evaluations, the fixed images, and the first and the last snapshot of
+what the encoder made of them. `make demo` makes the weights again, to the bit on the same machine and versions.
 """
 
 import argparse
@@ -19,8 +20,16 @@ from PIL import Image
 from selenium import webdriver
 
 from cjepa.runs import write_report
+from cjepa.training.metrics import read_metrics
+from cjepa.visualization import save, training_curves
 
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
+ROOT = Path(__file__).parents[1]
+IMAGES, RUNS = ROOT / "docs" / "images", ROOT / "docs" / "runs" / "demo"
+NAMES = {"I-JEPA": "ijepa", "C-JEPA": "cjepa"}
+KEPT = (
+    *("config.yaml", "data.json", "environment.json", "metrics.jsonl", "evaluations.jsonl", "timing.jsonl"),
+    "report/images.safetensors",
+)
 ARGUMENTS = (
     "--headless",
     "--no-sandbox",
@@ -38,6 +47,25 @@ SHOTS = {
     "report-phone": ("#curves", "#curves h3:nth-of-type(2)", 390, "dark"),
 }
 """Name of a picture: where it begins, before what it ends, width in pixels, colour scheme."""
+
+
+def keep(demo: Path) -> None:
+    """Copy the small part of both runs, with the snapshots before and after the training."""
+    for run in NAMES.values():
+        shutil.rmtree(RUNS / run, ignore_errors=True)
+        snapshots = sorted((demo / run / "report" / "snapshots").iterdir())
+        for path in (*(demo / run / name for name in KEPT), snapshots[0], snapshots[-1]):
+            place = RUNS / run / path.relative_to(demo / run)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+
+
+def draw_curves() -> Path:
+    """The training curves of both runs."""
+    path = IMAGES / "demo-curves.png"
+    save(training_curves({name: read_metrics(RUNS / run / "metrics.jsonl") for name, run in NAMES.items()}), path)
+    Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
+    return path
 
 
 def shoot(browser: Any, page: Path, name: str, begin: str, end: str, width: int, scheme: str) -> Path:
@@ -59,13 +87,17 @@ def shoot(browser: Any, page: Path, name: str, begin: str, end: str, width: int,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("demo", type=Path, help="the folder that cjepa demo wrote")
-    demo = parser.parse_args().demo
-    page = write_report({"I-JEPA": demo / "ijepa", "C-JEPA": demo / "cjepa"}, demo / "report" / "index.html")
+    parser.add_argument("--keep", type=Path, metavar="DEMO", help="the folder that cjepa demo wrote")
+    demo = parser.parse_args().keep
+    if demo is not None:
+        keep(demo)
+    print(draw_curves())
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or shutil.which("chromium-browser") or ""
-    with tempfile.TemporaryDirectory() as profile:
-        for argument in (*ARGUMENTS, f"--user-data-dir={profile}"):
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {name: (RUNS / run).relative_to(Path.cwd()) for name, run in NAMES.items()}
+        page = write_report(folders, Path(scratch) / "index.html")
+        for argument in (*ARGUMENTS, f"--user-data-dir={scratch}/profile"):
             options.add_argument(argument)
         browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
         try:

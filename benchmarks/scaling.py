@@ -1,13 +1,13 @@
 """What an image costs against batch, image size, depth and number of ranks, in time and memory, and where it bends.
 
-    python -m benchmarks.scaling --axes batch patches depth     # guarded timings, about two minutes
+    python -m benchmarks.scaling --axes batch patches depth     # seconds of the CPU, about two minutes
     python -m benchmarks.scaling --axes ranks                    # 1 and 2 local ranks, one thread each
     python -m benchmarks.scaling --axes memory                   # a process for each case
 
-Every axis varies one thing of one small model. Its cases take turns, a burst of steps each; a burst counts only if
-nothing else used the machine (guard.py). Each axis replaces its rows in benchmarks/results/scaling.json, so the pieces
-can be made one by one. Laws are fitted to the medians: `--report` prints tables and laws from that file, `--figure`
-draws them.
+Every axis varies one thing of one small model. Its cases take turns, a burst of steps each, with one thread, of which
+the seconds of the CPU are counted, so that other processes disturb little; on a GPU, and for ranks, which wait for each
+other, those of the clock. Each axis replaces its rows in benchmarks/results/scaling.json, so the pieces can be made one
+by one. Laws are fitted to the medians: `--report` prints tables and laws from that file, `--figure` draws them.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.guard import ALLOWED, Reading, Spread, peak_memory, used_by_others
+from benchmarks.guard import Spread, peak_memory
 from benchmarks.step import Bench, Case
 from cjepa.models import EncoderConfig
 from cjepa.models.predictor import PredictorConfig
@@ -42,13 +42,11 @@ BASE = Case(
     precision="bfloat16",
 )
 """ViT-T of half its depth on 144 patches, with the small predictor of the CIFAR-10 presets."""
-BATCHES, SIDES, DEPTHS, RANKS = (2, 4, 8, 16, 32, 64, 128), (32, 48, 64, 96, 128, 192, 256), (2, 4, 8, 12, 16), (1, 2)
+BATCHES, SIDES, DEPTHS, RANKS = (2, 4, 8, 16, 32, 64), (32, 48, 64, 96, 128, 192, 256), (2, 4, 8, 12, 16), (1, 2)
 TIMED, MEASURED = ("batch", "patches", "depth"), ("memory",)
 AXES = (*TIMED, "ranks", *MEASURED)
 BURST = 0.4
 """Seconds of a burst at least; at least two steps."""
-ATTEMPTS = 4
-"""Bursts for each one that is wanted, disturbed ones included."""
 RANK_STEPS = 6
 
 
@@ -97,12 +95,9 @@ def timed(axis: str, bursts: int, threads: int, device: str) -> list[dict[str, A
     for bench in benches.values():
         bench.step()
     kept: dict[int, list[float]] = {x: [] for x in benches}
-    for turn in range(bursts * ATTEMPTS):
-        waiting = [x for x in (benches if turn % 2 else reversed(benches)) if len(kept[x]) < bursts]
-        for x in waiting:
-            seconds, others = _burst(benches[x])
-            if others <= ALLOWED:
-                kept[x].append(seconds)
+    for turn in range(bursts):
+        for x in benches if turn % 2 else reversed(benches):
+            kept[x].append(_burst(benches[x]))
     found = cases(axis)
     return [
         {"axis": axis, "x": x, "batch_size": found[x].batch_size, "seconds": kept[x], **benches[x].facts()}
@@ -110,12 +105,14 @@ def timed(axis: str, bursts: int, threads: int, device: str) -> list[dict[str, A
     ]
 
 
-def _burst(bench: Bench) -> tuple[float, float]:
-    """Mean seconds of a step, and the share of the machine that others used."""
-    before, steps = Reading.now(), []
-    while len(steps) < 2 or sum(steps) < BURST:
-        steps.append(bench.step()["step"])
-    return sum(steps) / len(steps), used_by_others(before, Reading.now())
+def _burst(bench: Bench) -> float:
+    """Mean seconds of a step: of the clock on a GPU, else of this process on the CPU."""
+    clock = time.perf_counter if bench.device.type == "cuda" else time.process_time
+    began, steps = clock(), 0
+    while steps < 2 or clock() - began < BURST:
+        bench.step()
+        steps += 1
+    return (clock() - began) / steps
 
 
 def on_ranks(repeats: int) -> list[dict[str, Any]]:
@@ -276,7 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--bursts", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true")

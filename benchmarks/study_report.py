@@ -157,7 +157,8 @@ def collapse(part: StudyPart, results: Mapping[str, Result]) -> str:
     found = {(result["condition"], result["group"]): result for result in own}
     rows = [[column, *(_phase(found.get((column, group))) for group in groups)] for column in columns]
     text = table(["", *groups], [row for row in rows if any(row[1:])])
-    return text + f"\n\n![Phase diagram of collapse]({study_figures.link(part.name)})"
+    diagram, lines = study_figures.link(part.name), study_figures.link(f"{part.name}-spectra")
+    return text + f"\n\n![Phase diagram of collapse]({diagram})\n\n![Effective rank and spectra of runs]({lines})"
 
 
 def _phase(result: Result | None) -> str:

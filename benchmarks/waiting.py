@@ -3,8 +3,8 @@
     python -m benchmarks.waiting cifar10-small DIR --steps 20 [--changes training.threads=1]
 
 takes steps of the preset on DIR as a run does, images decoded anew and decoded once (data.cache) in turns, without
-workers, where all waiting is on the critical path. Adds the row to benchmarks/results/waiting.json; `--report` prints
-the table from that file.
+workers, where all waiting is on the critical path, and with one thread. Seconds are those of the CPU, so that other
+processes disturb little. Adds the row to benchmarks/results/waiting.json; `--report` prints the table from that file.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.guard import Spread
 from cjepa.build import build_stream, build_trainer, choose_device
@@ -29,6 +31,7 @@ ANEW, ONCE = "decoded anew", "decoded once"
 
 def measure(preset: str, data: Path, steps: int, changes: list[str], scratch: Path) -> dict[str, Any]:
     """Seconds of waiting and of the whole step, for every step and both ways; steps take turns."""
+    torch.set_num_threads(1)
     config = resolve(preset, [f"data={data}", *changes])
     splits = open_source(config.data, config.seed)
     stream, trainer = (
@@ -46,12 +49,12 @@ def measure(preset: str, data: Path, steps: int, changes: list[str], scratch: Pa
         seconds: dict[str, list[dict[str, float]]] = {ANEW: [], ONCE: []}
         for step in range(steps + 1):
             for way in (ANEW, ONCE) if step % 2 else (ONCE, ANEW):
-                began = time.perf_counter()
+                began = time.process_time()
                 batch = next(streams[way])
-                came = time.perf_counter()
+                came = time.process_time()
                 trainer.take_step(batch)
                 if step:  # the first one warms up
-                    seconds[way].append({"waited": came - began, "whole": time.perf_counter() - began})
+                    seconds[way].append({"waited": came - began, "whole": time.process_time() - began})
     return {
         "preset": preset,
         "changes": changes,

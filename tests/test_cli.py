@@ -81,7 +81,7 @@ def test_pretrain_says_what_it_does_and_what_came_of_it(finished: tuple[Path, Re
     assert "on 4 x 4 patches of 4 px" in output
     assert "objective cjepa-context, 3 steps of 16 images (1 epochs) in float32 on cpu" in output
     assert "pretrain 3/3" in output
-    assert "untrained trained" in output
+    assert "before trained" in output
     assert "effective_rank" in output
     assert "verdict: " in output
     assert "best knn_20_centred: at step" in output

@@ -89,9 +89,9 @@ def _table(first: str, title: str) -> Table:
 
 
 def outcome_table(outcome: Outcome) -> Table:
-    """The values of the untrained and of the trained encoder."""
+    """The values before training and of the trained encoder."""
     table = _table("value", f"before training and after step {outcome.steps}")
-    table.add_column("untrained", justify="right")
+    table.add_column("before", justify="right")
     table.add_column("trained", justify="right")
     for name, value in outcome.trained.items():
         table.add_row(name, _number(outcome.untrained.get(name, math.nan)), _number(value))

@@ -63,7 +63,8 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The same batch in memory that a GPU copies from while it computes; the loader calls this."""
-        return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
+        second = None if self.second is None else self.second.pin_memory()
+        return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory(), second=second)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from benchmarks import loading, masks, waiting
 from tests.tiny_runs import write_config, write_images
 
 TINY = (
-    loading.Setup("photographs", 60, 45, 24, 4, 1),
+    loading.Setup("photographs", 500, 375, 24, 4, 1),
     loading.Setup("small", 32, 32, 32, 4, 1),
 )
 
@@ -23,6 +23,7 @@ def test_every_way_is_measured(tmp_path: Path) -> None:
     table = loading.report(results).splitlines()
     assert len(table) == 2 + sum(len(setup.ways) for setup in TINY)
     assert {line.count("|") for line in table} == {6}
+    assert loading.report_parts(results).count("\n") == 5
     assert not list(tmp_path.iterdir())
 
 

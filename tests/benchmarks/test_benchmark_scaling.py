@@ -79,7 +79,6 @@ def test_the_figure(tmp_path: Path) -> None:
 
 def test_bursts_of_an_axis(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "BATCHES", (2, 4))
-    monkeypatch.setattr(scaling, "ALLOWED", 1.0)
     monkeypatch.setattr(scaling, "BURST", 0.01)
     made = scaling.timed("batch", 2, 1, "cpu")
     assert [row["x"] for row in made] == [2, 4]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import study_figures
 from benchmarks.study import config_of, seconds_of, study
-from benchmarks.study_plan import COLLAPSE, PARTS, Condition, Recipe, Run, StudyPart, planned
+from benchmarks.study_plan import COLLAPSE, PARTS, PLAIN, Condition, Recipe, Run, StudyPart, planned
 from benchmarks.study_report import DOCUMENT, blocks, filled, paired, spread
-from benchmarks.study_results import RESULTS, load, save, written
+from benchmarks.study_results import RESULTS, Result, load, save, written
 from tests.test_runs import SMALL_DEMO
 
 SOURCES = {"cifar10": Path("images"), "clothing": Path("images")}
@@ -81,6 +82,58 @@ def test_a_run_that_was_interrupted_is_continued(tmp_path: Path) -> None:
     assert (scratch / run.key / "config.yaml").is_file()
 
 
+def invented(part: StudyPart) -> dict[str, Result]:
+    """Results of a whole part: condition number c with seed s ends at 30 + c + s; the second run of all diverged."""
+    results = {}
+    for number, condition in enumerate(part.conditions):
+        for seed in range(part.seeds):
+            names = ("knn_20", "knn_20_centred", "linear", "effective_rank", "spread")
+            first = {"images": 0} | dict.fromkeys(names, 20.0 + seed)
+            last = {"images": 100} | dict.fromkeys(names, 30.0 + number + seed)
+            results[Run(part, condition, seed).key] = {
+                "part": part.name,
+                "group": condition.group,
+                "condition": condition.name,
+                "seed": seed,
+                "outcome": "diverged" if number == 1 else "finished",
+                "verdict": None if number == 1 else "collapse" if number == 2 else "healthy",
+                "curve": [first, last],
+                "spectrum": [2.0, 1.0, 0.0],
+                "environment": {
+                    "cpu": {"model": "CPU", "threads": 1},
+                    "packages": {"torch": "2"},
+                    "commit": {"hash": "0123456789abcdef", "changed": False},
+                },
+            }
+    return results
+
+
+def test_the_tables_by_hand() -> None:
+    parts = {part.name: part for part in PARTS}
+    methods, grid, choices = (parts[name] for name in ("convergence-tiles", "collapse", "sensitivity"))
+    found = blocks(invented(methods) | invented(grid) | invented(choices))
+    assert f"| {PLAIN} | 3 | 31.0 ± 1.0 | 31.0 ± 1.0 | 31.0 ± 1.0 | 31.0 ± 1.0 |" in found["convergence-tiles"]
+    assert "| untrained | 3 | 21.0 ± 1.0 |" in found["convergence-tiles"]
+    assert f"| {methods.conditions[4].name} | +4.0 ± 0.0 " in found["convergence-tiles"]
+    assert f"Diverged with at least one seed: {methods.conditions[1].name}." in found["convergence-tiles"]
+    name = grid.conditions[0].name
+    cells = "150 / 150 / +10.0 | 155 / 155 / +11.0, diverged | 160 / 160 / +12.0, collapse | 165 / 165 / +13.0 |"
+    assert f"| {name} | {cells}" in found["collapse"]
+    assert "| base | the demo's recipe | 3 | 31.0 ± 1.0 | 31.0 ± 1.0 | 31.0 ± 1.0 |  |  |" in found["sensitivity"]
+    assert "| collapse | crops of 18 photographs, 24 px, 4 epochs | cpu | 46 | 45 | 1 | 0 | 0 |" in found["state"]
+
+
+def test_the_figures_show_every_run() -> None:
+    parts = {part.name: part for part in PARTS}
+    methods, grid = parts["convergence-tiles"], parts["collapse"]
+    lines = study_figures.curves(methods, list(invented(methods).values()))
+    assert [len(axes.lines) for axes in lines.axes] == [len(methods.conditions)] * 3
+    own = list(invented(grid).values())
+    diagram = study_figures.phases(grid, own)
+    assert [len(axes.texts) for axes in diagram.axes[:2]] == [len(grid.conditions)] * 2
+    assert len(study_figures.spectra(grid, own).axes[0].lines) == 5
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("2h", 7200), ("1.5h", 5400), ("7", 7)])
 def test_budgets(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds
@@ -89,6 +142,13 @@ def test_budgets(text: str, seconds: float) -> None:
 def test_the_document_says_what_the_results_say() -> None:
     document = DOCUMENT.read_text(encoding="utf-8")
     assert filled(document, blocks(load(RESULTS))) == document, "run python -m benchmarks.study --report"
+
+
+def test_the_results_are_those_of_the_plan() -> None:
+    """A condition that changes its meaning needs another name, or new runs."""
+    plan = {run.key: run.changes for run in whole_plan()}
+    results = load(RESULTS)
+    assert {key: result["changes"] for key, result in results.items()} == {key: plan.get(key) for key in results}
 
 
 def test_its_figures_are_there() -> None:

@@ -172,7 +172,7 @@ def test_it_trains_scores_and_continues_to_the_bit(shapes: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_it_learns_to_find_shapes(shapes: Path) -> None:
-    config = DetectionConfig(data=shapes, epochs=100, batch_size=6, channels=32, rate=1e-3, size=64)
+    config = DetectionConfig(data=shapes, epochs=100, batch_size=6, channels=32, regions=48, rate=1e-3, size=64)
     values = open_detection(config, DATA).measure(small_encoder(patch_size=8, size=64), Work())
     assert values["box_AP50"] > 60
     assert values["mask_AP50"] > 60
@@ -180,7 +180,7 @@ def test_it_learns_to_find_shapes(shapes: Path) -> None:
 
 def test_patches_must_halve_the_image() -> None:
     with pytest.raises(InputError, match="power of two, not 6"):
-        build_detector(small_encoder(patch_size=6), 8, 2, 24)
+        build_detector(small_encoder(patch_size=6), DetectionConfig(data=Path("unused"), channels=8), 2, 24)
 
 
 def test_the_size_must_hold_whole_patches(shapes: Path) -> None:

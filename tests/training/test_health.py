@@ -25,7 +25,7 @@ def changed(**values: float) -> Record:
 def test_more_accuracy_than_untrained_is_healthy() -> None:
     verdict = judge(GOOD)
     assert verdict.state == "healthy"
-    assert "knn 55.0 against 40.0 untrained" in str(verdict)
+    assert "knn 55.0 against 40.0 before training" in str(verdict)
     assert not verdict.advice
 
 
@@ -79,3 +79,9 @@ def test_every_bad_verdict_says_what_to_change(state: str) -> None:
 def test_standard_error_of_a_difference() -> None:
     assert standard_error(50.0, 200) == pytest.approx(5.0)
     assert standard_error(0.0, 100) > 0
+
+
+def test_an_explained_variance_below_zero_is_not_called_a_share() -> None:
+    evidence = judge(changed(knn=40.0, explained_variance=-41.7)).evidence
+    assert "worse than a guess of each position's mean (explained variance -42)" in evidence
+    assert "%" not in evidence

@@ -2,6 +2,7 @@ import io
 import re
 import sys
 import time
+import types
 from collections.abc import Iterator
 
 import pytest
@@ -227,3 +228,47 @@ class TestTerminal:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert module._clock(seconds) == text
+
+
+class _Notebook(LogFile):
+    """What a Jupyter kernel has for a standard error: no terminal, of a class of ipykernel's."""
+
+
+_Notebook.__module__ = "ipykernel.iostream"
+
+
+@pytest.fixture
+def cells(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
+    """What is displayed in a notebook: text, id of the output, whether it replaces what was there."""
+    shown: list[tuple[str, str, bool]] = []
+
+    def display(content: dict[str, str], *, raw: bool, display_id: str, update: bool) -> None:
+        assert raw
+        shown.append((content["text/plain"], display_id, update))
+
+    package, fake = types.ModuleType("IPython"), types.ModuleType("IPython.display")
+    fake.display = display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", package)
+    monkeypatch.setitem(sys.modules, "IPython.display", fake)
+    return shown
+
+
+def test_in_a_notebook_one_output_is_rewritten(clock: Clock, cells: list[tuple[str, str, bool]]) -> None:
+    stream = _Notebook()
+    with Progress("pretrain", 100, stream) as outer:
+        for step in range(1, 11):
+            clock.now += 0.5
+            outer.update(step, VALUES, 8)
+        with Progress("evaluate", 2, stream) as inner:
+            clock.now += 1.0
+            inner.update(2, {}, 4)
+    assert stream.getvalue() == "", "nothing between what the notebook's user prints"
+    texts = [text for text, _, _ in cells]
+    assert 5 <= len([text for text in texts if text.startswith("pretrain")]) <= 8, "at most one a second"
+    assert all(len(text) <= 100 and text == ESCAPE.sub("", text) for text in texts)
+    assert texts[-1].startswith("pretrain 10/100")
+    assert "took 0:06" in texts[-1]
+    ids = dict.fromkeys(name for _, name, _ in cells)
+    assert len(ids) == 2, "one output for each line"
+    for each in ids:
+        assert [update for _, name, update in cells if name == each][:2] in ([False, True], [False])

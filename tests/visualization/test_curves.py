@@ -197,3 +197,11 @@ def test_rows_of_panels_are_full(panels):
 )
 def test_numbers_have_three_digits(value, text):
     assert number(value) == text
+
+
+def test_values_without_a_lower_end_do_not_hide_the_others():
+    rows = [
+        {"step": step, "split": "evaluation", "explained_variance": value} for step, value in ((0, -4000.0), (9, 0.6))
+    ]
+    [axes] = training_curves({"run": rows}).axes
+    assert axes.get_ylim() == pytest.approx((-1.0, 0.7))

@@ -54,6 +54,8 @@ class DetectionConfig(Part):
     """AdamW's decay of matrices."""
     channels: int = Field(256, ge=8, multiple_of=8)
     """Width of the pyramid's maps."""
+    regions: int = Field(512, ge=8)
+    """Proposals of a training image that the heads for boxes and masks learn from."""
 
 
 class Backbone(nn.Module):
@@ -135,7 +137,7 @@ class DetectionTask(EncoderTask):
             raise InputError(f"size: {self.side} cannot be cut into patches of {encoder.patch_size}; use a multiple")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(work.seed)  # the same start for every encoder
-            model = build_detector(copy.deepcopy(encoder), self.config.channels, len(self.data.labels), self.side)
+            model = build_detector(copy.deepcopy(encoder), self.config, len(self.data.labels), self.side)
         model = model.to(work.device)
         backbone_of(model).encoder.requires_grad_(self.config.tune > 0)
         fit(self._plan(model, work), work)
@@ -188,7 +190,7 @@ def open_detection(config: DetectionConfig, data: DataConfig) -> DetectionTask:
     return DetectionTask(config, open_coco(config.data.expanduser()), side)
 
 
-def build_detector(encoder: PretrainedEncoder, channels: int, classes: int, side: int) -> nn.Module:
+def build_detector(encoder: PretrainedEncoder, config: DetectionConfig, classes: int, side: int) -> nn.Module:
     """Mask R-CNN for images of side x side with values in [0, 1]; class 0 is the background."""
     from torchvision.models.detection import MaskRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -202,7 +204,7 @@ def build_detector(encoder: PretrainedEncoder, channels: int, classes: int, side
     # One size for each map, two patches at the finest: 32 to 512 pixels for patches of 16, as for COCO.
     sizes = tuple((2 * patch * 2**number,) for number in range(5))
     model: nn.Module = MaskRCNN(
-        Backbone(encoder, channels),
+        Backbone(encoder, config.channels),
         num_classes=classes + 1,
         min_size=side,
         max_size=side,
@@ -213,6 +215,7 @@ def build_detector(encoder: PretrainedEncoder, channels: int, classes: int, side
         box_roi_pool=MultiScaleRoIAlign(maps, 7, 2, canonical_scale=14 * patch, canonical_level=level),
         mask_roi_pool=MultiScaleRoIAlign(maps, 14, 2, canonical_scale=14 * patch, canonical_level=level),
         size_divisible=patch,
+        box_batch_size_per_image=config.regions,
     )
     return model
 

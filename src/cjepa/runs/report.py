@@ -113,6 +113,7 @@ def read_run(run: Path, name: str, *, live: bool = False) -> RunMaterial:
         images_per_epoch=data.get("images") or config.training.batch_size,
         grid=config.grid,
         patch_size=config.model.encoder.patch_size,
+        started=config.model.start is not None,
         clock=clock,
         evaluations=_evaluations(run / EVALUATIONS),
         unreadable=_unreadable(run / UNREADABLE),

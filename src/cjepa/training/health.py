@@ -38,11 +38,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Record:
-    """What a verdict rests on: the values of the untrained and of the current encoder, and the best so far.
+    """What a verdict rests on: the values before training and of the current encoder, and the best so far.
 
-    untrained, current: `effective_rank`, `spread` (total standard deviation of the embeddings over their root mean
-    square norm), `explained_variance` and the accuracy named `quality`, in percent of `images` tests. progress:
-    share of the training done, 0 to 1.
+    untrained, before the first step (of the random start, or of the weights that `model.start` names), and current:
+    `effective_rank`, `spread` (total standard deviation of the embeddings over their root mean square norm),
+    `explained_variance` and the accuracy named `quality`, in percent of `images` tests. progress: share of the training
+    done, 0 to 1.
     """
 
     untrained: Mapping[str, float]
@@ -80,7 +81,7 @@ def judge(record: Record) -> Verdict:
         return Verdict(
             "collapse",
             f"all images get nearly the same embedding (effective rank {rank:.1f}, spread {100 * spread:.0f} % of "
-            "the untrained encoder's)",
+            "that before training)",
             "Stop. Check that the images differ, that targets have no gradient and that training.momentum.start is "
             "0.98 or more; lower training.optimizer.learning_rate.peak; use objective=cjepa-context with "
             "objective.beta=0.1.",
@@ -93,15 +94,14 @@ def judge(record: Record) -> Verdict:
     if severe or falling or (lost and not record.gained):
         return Verdict(
             "partial collapse",
-            f"{_ranks(record)}, spread {100 * spread:.0f} % of the untrained encoder's; {_accuracies(record)}",
+            f"{_ranks(record)}, spread {100 * spread:.0f} % of that before training; {_accuracies(record)}",
             "Use objective=cjepa-context, or raise objective.beta (0.1 at batches of 128 to 256), or raise the batch "
             "size; the best checkpoint so far is kept.",
         )
     if not record.gained:
         return Verdict(
             "not learning",
-            f"{_accuracies(record)}, within the noise of {record.noise:.1f}; the predictor explains "
-            f"{100 * record.current['explained_variance']:.0f} % of what varies between images",
+            f"{_accuracies(record)}, within the noise of {record.noise:.1f}; {_prediction(record)}",
             "With small patches set model.encoder.patch_projection=unit_variance; shorten the momentum's horizon "
             "(training.momentum.start=0.99); use objective=cjepa-context with objective.beta=0.1; train longer.",
         )
@@ -110,12 +110,20 @@ def judge(record: Record) -> Verdict:
 
 def _accuracies(record: Record) -> str:
     name = record.quality
-    return f"{name} {record.current[name]:.1f} against {record.untrained[name]:.1f} untrained"
+    return f"{name} {record.current[name]:.1f} against {record.untrained[name]:.1f} before training"
+
+
+def _prediction(record: Record) -> str:
+    """Below 0 the share has no meaning, and no lower end where targets hardly vary."""
+    share = record.current["explained_variance"]
+    if share < 0:
+        return f"the predictor is worse than a guess of each position's mean (explained variance {share:.2g})"
+    return f"the predictor explains {100 * share:.0f} % of what varies between images"
 
 
 def _ranks(record: Record) -> str:
     untrained, current = record.untrained["effective_rank"], record.current["effective_rank"]
-    return f"effective rank {current:.1f} against {untrained:.1f} untrained"
+    return f"effective rank {current:.1f} against {untrained:.1f} before training"
 
 
 def standard_error(percent: float, images: int) -> float:

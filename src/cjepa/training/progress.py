@@ -1,11 +1,13 @@
-"""One line that says how far long work is: rewritten on a terminal, printed now and then into a log file."""
+"""One line that says how far long work is: rewritten on a terminal or in a notebook, printed now and then to a log."""
 
 import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from time import monotonic
-from typing import ClassVar, TextIO
+from typing import ClassVar, Protocol, TextIO
+from uuid import uuid4
 
 from rich.console import Console
 from rich.live import Live
@@ -15,6 +17,8 @@ from cjepa.ranks import is_first
 
 _WINDOW = 30.0  # seconds over which speed is averaged
 _REFRESH = 0.1  # seconds between two drawings on a terminal
+_NOTEBOOK_REFRESH = 1.0  # seconds between two drawings in a notebook, each of which is a message to the browser
+_NOTEBOOK_WIDTH = 100
 _SHORT_NAME = 4  # letters
 
 
@@ -29,8 +33,9 @@ class Progress:
     """Shows `description done/total`, values, images/s and time left, while used as a context manager.
 
     On a terminal: one line that is cut to its width, names shortened and values left out from the end, numbers
-    before words. Elsewhere: a whole line at most every `interval` seconds, and the last one. Durations come from
-    the monotonic clock, so a changed clock does not disturb them. May be nested: the inner one has the line.
+    before words. In a Jupyter notebook: the same in an output of its own. Elsewhere: a whole line at most every
+    `interval` seconds, and the last one. Durations come from the monotonic clock, so a changed clock does not disturb
+    them. May be nested: the inner one has the line.
     """
 
     _open: ClassVar[list["Progress"]] = []
@@ -44,6 +49,7 @@ class Progress:
         self._silent = not is_first()
         shown = self._stream.isatty() and not self._silent
         self._live = Live(console=self._console, auto_refresh=False) if shown else None
+        self._output = _NotebookOutput() if not self._silent and _of_a_notebook(self._stream) else None
         self._samples: deque[_Sample] = deque()
         self._values: Mapping[str, str | int | float] = {}
         self._now = _Sample(monotonic(), 0, 0)
@@ -75,7 +81,9 @@ class Progress:
             self._samples.append(self._now)
         while len(self._samples) > 2 and self._now.time - self._samples[0].time > _WINDOW:
             self._samples.popleft()
-        pause = self._interval if self._live is None else _REFRESH
+        pause = (
+            _REFRESH if self._live is not None else _NOTEBOOK_REFRESH if self._output is not None else self._interval
+        )
         if self._shown is None or self._now.time - self._shown >= pause:
             self._show()
 
@@ -100,11 +108,13 @@ class Progress:
             time=time,
             words=tuple(value for value in self._values.values() if isinstance(value, str)),
         )
-        if self._live is None:
-            print(line.full(), file=self._stream, flush=True)
-        else:
+        if self._live is not None:
             text = Text(line.fit(self._console.width), no_wrap=True, overflow="crop")
             self._live.update(text, refresh=True)
+        elif self._output is not None:
+            self._output.show(line.fit(_NOTEBOOK_WIDTH))
+        else:
+            print(line.full(), file=self._stream, flush=True)
 
     def _images_per_second(self) -> float | None:
         first = self._samples[0] if self._samples else self._now
@@ -117,6 +127,32 @@ class Progress:
         if done <= 0:
             return None
         return f"{_clock((self._total - self._now.done) * (self._now.time - first.time) / done)} left"
+
+
+class _Display(Protocol):
+    """IPython's function of that name, as far as it is used."""
+
+    def __call__(self, *objects: object, raw: bool, display_id: str, update: bool) -> object:
+        """Show something, or replace what has this id."""
+        ...
+
+
+def _of_a_notebook(stream: TextIO) -> bool:
+    """Whether what is written goes to a Jupyter kernel, which then has IPython; it says that it is no terminal."""
+    return type(stream).__module__.startswith("ipykernel.")
+
+
+class _NotebookOutput:
+    """A line in a cell's output that can be replaced. Carriage returns would do, were nothing else printed there."""
+
+    def __init__(self) -> None:
+        self._id = uuid4().hex
+        self._shown = False
+
+    def show(self, line: str) -> None:
+        display: _Display = import_module("IPython.display").display
+        display({"text/plain": line}, raw=True, display_id=self._id, update=self._shown)
+        self._shown = True
 
 
 @dataclass(frozen=True)

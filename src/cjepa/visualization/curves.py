@@ -26,6 +26,8 @@ LABEL_DISTANCE = 0.1
 _CONSTANT = 1e-6
 """Values that differ by less than this share of their size are drawn as a level line, not as rounding errors."""
 _DASHES = (4.0, 3.0)
+FLOORS = {"explained_variance": -1.0}
+"""Values without a lower end that means anything: what is below is out of the picture, its number stays."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,11 @@ def draw_panel(axes: Axes, panel: Panel, curves: Mapping[str, Curve | None]) -> 
     shown = [(*look(index), curve) for index, curve in enumerate(curves.values()) if curve is not None]
     for colour, line, curve in shown:
         _draw_curve(axes, curve, colour, line)
-    _scale(axes, np.concatenate([curve.values for _, _, curve in shown]))
+    values = np.concatenate([curve.values for _, _, curve in shown])
+    _scale(axes, values)
+    floor = FLOORS.get(panel.key)
+    if floor is not None and values.min() < floor:
+        axes.set_ylim(floor, max(float(values.max()), 0.0) + 0.1)
     labels = [_Label(curve.last, colour, "bold", " → NaN" if curve.lost else "") for colour, _, curve in shown]
     levels = [(curve.untrained, colour) for colour, _, curve in shown if panel.baseline and curve.untrained is not None]
     if len({level for level, _ in levels}) == 1:  # the usual case: the same initialisation

@@ -72,3 +72,11 @@ def test_values_of_different_protocols_are_not_compared() -> None:
 
 def test_without_any_value_there_is_no_table() -> None:
     assert compare(group_by_seed([run(evaluations=[], rows=[])])).rows == ()
+
+
+def test_what_a_run_began_with_is_not_called_untrained_if_it_was_trained() -> None:
+    rows = {row.title: row for row in compare(group_by_seed([run("fresh")])).rows}
+    assert rows["knn_20_centred (while training)"].baselines == ("31.0",)
+    rows = {row.title: row for row in compare(group_by_seed([run("further", started=True)])).rows}
+    assert rows["knn_20_centred (while training)"].baselines == ("",)
+    assert rows["linear (linear)"].baselines == ("50.0",)

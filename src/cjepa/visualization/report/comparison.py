@@ -143,7 +143,7 @@ def _baseline(groups: Sequence[Group], key: Key, encoder: str) -> str:
             for each in run.evaluations:
                 if (each.name, each.protocol, each.encoder) == (name, protocol, encoder) and value in each.values:
                     return f"{each.values[value]:.1f}"
-    if name == "while training" and encoder == "untrained":
+    if name == "while training" and encoder == "untrained" and not groups[0].runs[0].started:
         rows = [row for row in groups[0].runs[0].rows if row["split"] == "evaluation" and row["step"] == 0]
         return f"{rows[0][value]:.1f}" if rows and value in rows[0] else ""
     return ""

@@ -82,7 +82,8 @@ class RunMaterial:
     """Everything a page shows of one run; what is missing is empty or None.
 
     identity: equal for runs that differ by their seed alone. facts: what was run, by name. weights: factors of the
-    loss's terms. images_per_epoch, batch_size: to convert steps. clock: steps, and seconds of training until them.
+    loss's terms. started: whether it began with weights of its own choice, so that before training is not untrained.
+    images_per_epoch, batch_size: to convert steps. clock: steps, and seconds of training until them.
     """
 
     name: str
@@ -101,6 +102,7 @@ class RunMaterial:
     images_per_epoch: int
     grid: tuple[int, int]
     patch_size: int
+    started: bool = False
     clock: tuple[Float64[np.ndarray, "k"], Float64[np.ndarray, "k"]] | None = None
     evaluations: Sequence[Evaluation] = ()
     unreadable: Sequence[tuple[str, str]] = ()

@@ -27,7 +27,7 @@ _WORDS = {
     "knn_20_centred": "percent of the test images that get the class of their 20 nearest labelled images, by "
     "embeddings less their mean. Labels serve to measure only.",
     "crop_retrieval": "percent of the images that one crop of them finds again by another crop, among all others.",
-    "effective rank": "how many dimensions the embeddings really use. Far below the untrained one: collapse.",
+    "effective rank": "how many dimensions the embeddings really use. Far below that before training: collapse.",
 }
 
 
@@ -157,7 +157,7 @@ def _block(runs: Sequence[RunMaterial]) -> Block:
 
 
 def _spectra(runs: Sequence[RunMaterial]) -> list[Plot]:
-    """Spectra of the embeddings of the last snapshot of each run, and of the untrained encoder."""
+    """Spectra of the embeddings of the last snapshot of each run, and of the first."""
     if not runs:
         return []
     ends = {run.name: [run.snapshots[0], run.snapshots[-1]][-len(run.snapshots) :] for run in runs}

@@ -155,14 +155,14 @@ class Similarities:
 
 
 def similarities(runs: Sequence[RunMaterial]) -> tuple[list[Similarities], tuple[int, int]]:
-    """Of the last snapshot of each run, and of the first where it is the untrained encoder; and their grid."""
+    """Of the last snapshot of each run, and of the first where it was taken before training; and their grid."""
     chosen = [(run, each) for run in runs for each in _ends(run.snapshots)]
     found, size = [], runs[0].grid
     for run, snapshot in chosen:
         features, size = coarser(snapshot.patches, run.grid)
         images = images_within(size, SIMILARITY_BUDGET // len(chosen))
         matrices = as_bytes(patch_similarity(features)[:images])
-        when = "untrained" if snapshot.step == 0 else f"step {snapshot.step}"
+        when = "before training" if snapshot.step == 0 else f"step {snapshot.step}"
         found.append(Similarities(f"{run.name}, {when}", [numbers(matrix) for matrix in matrices]))
     return found, size
 
