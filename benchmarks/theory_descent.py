@@ -33,7 +33,7 @@ def descend(
         if step % max(steps // rows, 1) == 0:
             found.append((rate * step, *_read(encoder, predictor, turn)))
         loss = _loss(one, encoder, predictor, average, batch, generator)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         with torch.no_grad():
             for weight, speed in ((encoder, rate), (predictor, rate * one.learns)):
                 if weight.grad is not None:
@@ -88,7 +88,7 @@ def descend_covariance(
         embedded = torch.randn(batch, 2, generator=generator, dtype=torch.float64) @ encoder.T
         views = embedded[:, None]
         loss = 2.0 * (weight * covariance_penalty(views) + push * variance_hinge(views))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         with torch.no_grad():
             assert encoder.grad is not None
             encoder -= rate * encoder.grad

@@ -18,11 +18,9 @@ from benchmarks import (
     parity,
     peers,
     presets,
-    scaling,
     step,
     theory,
     trace,
-    waiting,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -44,14 +42,9 @@ DOCUMENTED = {
     "docs/performance.md": {
         peers.RESULTS: lambda: [peers.table(peers.RESULTS)],
         trace.RESULTS: lambda: [trace.table(trace.RESULTS)],
-        loading.RESULTS: lambda: [
-            loading.report(json.loads(loading.RESULTS.read_text())),
-            loading.report_parts(json.loads(loading.RESULTS.read_text())),
-        ],
-        waiting.RESULTS: lambda: [waiting.report(json.loads(waiting.RESULTS.read_text()))],
+        loading.RESULTS: lambda: [loading.report(json.loads(loading.RESULTS.read_text()))],
         masks.RESULTS: lambda: [masks.report(json.loads(masks.RESULTS.read_text()))],
         masks.BEFORE: lambda: [masks.report(json.loads(masks.BEFORE.read_text()))],
-        scaling.RESULTS: lambda: [scaling.report(json.loads(scaling.RESULTS.read_text())["rows"])],
     },
     "docs/results.md": {
         demo.RESULTS: lambda: [demo.table(demo.RESULTS), demo.differences(demo.RESULTS)],

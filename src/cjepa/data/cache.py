@@ -89,7 +89,7 @@ class CachedSource:
         """The image in mode RGB; raises UnreadableImageError."""
         start, height, width, checksum = self.table[index].tolist()
         pixels = self.pixels[start : start + 3 * height * width]
-        if not len(pixels) or zlib.crc32(pixels) != checksum:
+        if not len(pixels) or zlib.crc32(pixels.data) != checksum:
             return self.source.load(index)
         return Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)
 

@@ -122,8 +122,8 @@ def patch_colours(
     figure, axes = picture_rows(title, rows, count, (images.shape[2], images.shape[3]))
     for panel, image in zip(axes[0], pixels(images[:count]), strict=True):
         show_image(panel, image)
-    for line, of_encoder in zip(axes[1:], colours, strict=True):
-        for panel, picture in zip(line, of_encoder.pictures, strict=False):
+    for line, coloured in zip(axes[1:], colours, strict=True):
+        for panel, picture in zip(line, coloured.pictures, strict=False):
             panel.imshow(picture, interpolation=upsampling)
             bare(panel)
     frame = f"One basis for a whole row of {counted(len(images), 'image')}"
