@@ -6,7 +6,7 @@
 Every case is a process of its own that takes two steps of an ImageNet preset on the CPU; its peak resident memory is
 compared with the estimate that was made in it before. Peaks do not depend on what else the machine does. --divided
 takes the paper's batch of 2048 with the preset cifar10-small, in the micro-batches that are derived for a device of
-2 GiB. With --save it writes benchmarks/results/footprint.json; `--report` prints the tables from that file.
+2 GiB. With --save it writes benchmarks/results/footprint.json; `--report` prints the table from that file.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def main() -> None:
         print(json.dumps(measure(options.case)))
         return
     if options.report:
-        print(report(), report_divided(), sep="\n\n")
+        print(report_divided() if options.divided else report())
         return
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if options.divided:

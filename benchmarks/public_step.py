@@ -47,11 +47,11 @@ class Public:
             raise SystemExit(f"{folder} is no checkout of facebookresearch/ijepa: {source} is not there")
         if str(folder.resolve()) not in sys.path:
             sys.path.insert(0, str(folder.resolve()))
-        modules = (
+        transformers, masks, logging = (
             importlib.import_module(f"src.{name}")
             for name in ("models.vision_transformer", "masks.utils", "utils.logging")
         )
-        return cls(*modules, hashlib.sha256(source.read_bytes()).hexdigest())
+        return cls(transformers, masks, logging, hashlib.sha256(source.read_bytes()).hexdigest())
 
 
 class Theirs:
@@ -61,6 +61,7 @@ class Theirs:
         self.public, self.device = public, device
         self.bfloat16 = case.precision == "bfloat16"
         self.encoder, self.predictor = _modules(public, case)
+        assert isinstance(trainer.model, JEPA)
         _load(self.encoder, self.predictor, trainer.model)
         self.encoder.to(device)
         self.predictor.to(device)

@@ -232,5 +232,7 @@ def paired(values: Values, base: Values) -> str:
     if len(gains) < NEEDED:
         return f"{gains[0]:+.1f}"
     text = f"{statistics.mean(gains):+.1f} ± {statistics.stdev(gains):.1f}"
+    if math.isclose(statistics.stdev(gains), 0.0, abs_tol=1e-9):
+        return text  # of equal differences there is no test
     p = float(ttest_rel([values[seed] for seed in seeds], [base[seed] for seed in seeds]).pvalue)
-    return text if math.isnan(p) else f"{text} (p {p:.2f})" if p >= 0.01 else f"{text} (p {p:.3f})"
+    return f"{text} (p {p:.2f})" if p >= 0.01 else f"{text} (p {p:.3f})"

@@ -19,6 +19,9 @@ PANELS = {
     "VICReg's covariance": "VICReg on two nearly equal dimensions",
 }
 
+_RAISED = {"no predictor": 0.35, "predictor that learns": 0.75, "VICReg's variance": 0.35, "VICReg's covariance": 1e4}
+"""Panels whose courses leave no place for their names: room above them."""
+
 
 @styled
 def draw(curves: Sequence[dict[str, Any]], path: Path) -> None:
@@ -29,8 +32,6 @@ def draw(curves: Sequence[dict[str, Any]], path: Path) -> None:
         _panel(axes, [curve for curve in curves if curve["panel"] == panel])
         axes.set_title(title)
         axes.set_ylabel("smaller eigenvalue" if panel == "VICReg's covariance" else "amplitude w")
-        if panel == "VICReg's covariance":
-            axes.set_yscale("symlog", linthresh=1e-4)
     panels[-1].set_axis_off()
     key = [
         Line2D([], [], color=FAINT, label="closed form"),
@@ -42,6 +43,8 @@ def draw(curves: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _panel(axes: Axes, curves: Sequence[dict[str, Any]]) -> None:
+    if curves[0]["panel"] == "VICReg's covariance":
+        axes.set_yscale("symlog", linthresh=1e-4)
     for index, curve in enumerate(curves):
         colour, _ = look(index)
         closed = curve["closed"] is not None
@@ -51,4 +54,6 @@ def _panel(axes: Axes, curves: Sequence[dict[str, Any]]) -> None:
     axes.grid(visible=True, axis="y")
     axes.set_axisbelow(True)
     axes.set_xlabel("time: steps × learning rate", labelpad=2)
-    axes.legend(fontsize=7.5, loc="best")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + _RAISED.get(curves[0]["panel"], 0.0))
+    axes.legend(fontsize=7.5)

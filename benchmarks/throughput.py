@@ -26,6 +26,7 @@ from benchmarks.step import Bench, Case
 from cjepa.build import footprint_of
 from cjepa.config import RunConfig
 from cjepa.models import EncoderConfig
+from cjepa.models.blocks import Block
 from cjepa.models.predictor import PredictorConfig
 from cjepa.models.vit import SIZES
 from cjepa.objectives import IJepaConfig
@@ -87,8 +88,9 @@ def ours(case: Case, device: torch.device, compiled: bool) -> tuple[Callable[[],
     bench = Bench(OurCase(**case.__dict__), device)
     if compiled:
         model = bench.trainer.model
-        for part in (model.encoder, model.target_encoder, model.predictor):
+        for part in (*model.learned.values(), model.target_encoder):
             for block in part.blocks:
+                assert isinstance(block, Block)
                 block.compile()
     batch = bench.batch.pin_memory() if device.type == "cuda" else bench.batch
     return partial(bench.trainer.take_step, batch), batch

@@ -78,7 +78,7 @@ def test_pretrain_says_what_it_does_and_what_came_of_it(finished: tuple[Path, Re
     assert result.exit_code == 0, result.output
     output = said(result)
     assert "data: 48 images, 3 classes, used to evaluate only" in output
-    assert "on 4 x 4 patches of 4 px" in output
+    assert "4 x 4 patches of 4 px" in output
     assert "objective cjepa-context, 3 steps of 16 images (1 epochs) in float32 on cpu" in output
     assert "pretrain 3/3" in output
     assert "before trained" in output
@@ -457,7 +457,7 @@ def test_help_documents_every_key_with_its_default() -> None:
     assert max(map(len, lines)) <= 80
     for row in describe_keys(RunConfig):
         value = " (required)" if row.default == "(required)" else f"={row.default}" if row.default else ""
-        assert f"  {row.key}{value}" in lines
+        assert f" {row.key}{value} " in said(result)
     assert "  training.batch_size=256" in lines
     assert "      (whole number >= 2) Images per step over all devices; VICReg's statistics" in lines
     assert "one of bfloat16, float32" in result.output

@@ -62,7 +62,7 @@ def _sentence(part: type[Part]) -> str:
 def _key_lines(row: KeyHelp) -> list[str]:
     value = f" {row.default}" if row.default == REQUIRED else f"={row.default}" if row.default else ""
     kind = row.type.replace("name", f"one of {', '.join(row.choices)}", 1) if row.choices else row.type
-    return [f"  {row.key}{value}", *_wrapped(f"({kind}) {row.text}", "      ")]
+    return [*_wrapped(f"{row.key}{value}", "    ", "  "), *_wrapped(f"({kind}) {row.text}", "      ")]
 
 
 def _wrapped(text: str, indent: str = "", first: str | None = None) -> list[str]:

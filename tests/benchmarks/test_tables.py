@@ -16,9 +16,11 @@ from benchmarks import (
     loading,
     masks,
     parity,
+    peers,
     presets,
     step,
     theory,
+    trace,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +40,8 @@ DOCUMENTED = {
         features.RESULTS: lambda: [features.report()],
     },
     "docs/performance.md": {
+        peers.RESULTS: lambda: [peers.table(peers.RESULTS)],
+        trace.RESULTS: lambda: [trace.table(trace.RESULTS)],
         loading.RESULTS: lambda: [loading.report(json.loads(loading.RESULTS.read_text()))],
         masks.RESULTS: lambda: [masks.report(json.loads(masks.RESULTS.read_text()))],
         masks.BEFORE: lambda: [masks.report(json.loads(masks.BEFORE.read_text()))],

@@ -132,9 +132,9 @@ def test_networks_that_are_trained_follow() -> None:
 
 
 def test_two_dimensions_that_are_trained_follow() -> None:
-    times, trained = descend_covariance(0.1, 0.25, (1.0, 0.01), 0.02, 200, 1024, rows=5)
+    times, trained = descend_covariance(0.1, 0.25, (1.0, 0.01), 0.02, 200, 4096, rows=5)
     found = dynamics.integrate_covariance(0.1, 0.25, 1.0, 0.01, times)
-    np.testing.assert_allclose(trained, found, atol=0.03)
+    np.testing.assert_allclose(trained, found, rtol=0.05)
     assert descend_covariance(0.1, 0.25, (1.0, 0.0), 0.02, 100, 256, rows=5)[1][1].max() < 1e-12
 
 
@@ -143,7 +143,8 @@ def test_the_committed_results_agree_within_what_the_document_says() -> None:
     for curve in found["curves"]:
         if curve["closed"] is not None:
             assert theory.gap(curve["integrated"], curve["closed"]) < 1e-5, curve["label"]
-        assert theory.gap(curve["trained"], curve["integrated"]) < 0.05, curve["label"]
+        most = 0.08 if curve["panel"] == "VICReg's covariance" else 0.015  # the hinge: see the document
+        assert theory.gap(curve["trained"], curve["integrated"]) < most, curve["label"]
     for end in found["ends"]:
         assert end["integrated"] == pytest.approx(end["derived"], abs=2e-3), end["what"]
         assert end["trained"] == pytest.approx(end["integrated"], abs=1e-2), end["what"]

@@ -88,8 +88,10 @@ def test_onednn_is_for_float32_outside_autocast_and_compilers() -> None:
 
 @pytest.mark.usefixtures("everywhere")
 def test_an_exported_program_holds_operations_that_every_runtime_knows() -> None:
-    program = torch.export.export(Linear(5, 7), (normal(4, 5),))
+    images = torch.export.Dim("images", min=2)
+    program = torch.export.export(Linear(5, 7), (normal(4, 5),), dynamic_shapes=({0: images},))
     assert "mkldnn" not in str(program.graph)
+    assert program.module()(normal(9, 5)).shape == (9, 7)
 
 
 def test_small_products_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

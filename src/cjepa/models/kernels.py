@@ -30,12 +30,13 @@ def takes_onednn(tokens: Tensor, weight: Tensor) -> bool:
     MKL keeps its best kernels for Intel's processors; elsewhere oneDNN, which comes with torch too, is faster. What is
     being compiled or exported is left to torch.
     """
+    if torch.compiler.is_compiling():  # first: sizes may be symbols there
+        return False
     return (
         tokens.device.type == "cpu"
         and tokens.dtype == weight.dtype == torch.float32
         and tokens.numel() * weight.shape[0] >= SMALL
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and _mkl_is_slower()
     )
 
