@@ -28,6 +28,7 @@ from cjepa.data import DataConfig, FolderConfig
 from cjepa.masking import build_sampler
 from cjepa.models import EncoderConfig, ModelConfig
 from cjepa.models.predictor import PredictorConfig
+from cjepa.training.device_memory import keep_freed_memory
 from cjepa.training.environment import describe_environment
 from cjepa.training.trainer import Trainer, TrainingConfig
 from cjepa.types import Batch, MaskSampler
@@ -180,6 +181,7 @@ def _tokens(sampler: MaskSampler, step: int) -> int:
 def serve(connection: Connection, case: Case, device: str, threads: int) -> None:
     """The process of a case: a burst for every True that arrives, the memory at the first False."""
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as the command line does
     empty = peak_memory()
     bench = Bench(case, torch.device(device))
     connection.send(bench.facts())
