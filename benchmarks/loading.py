@@ -76,7 +76,11 @@ def make(folder: Path, setup: Setup, images: int) -> None:
     """The files, below a folder that stands for their class."""
     folder.mkdir(parents=True)
     crops = DemoConfig(
-        train_crops=-(-images // 18), test_crops=1, crop_size=(64, 160), tile_size=max(setup.width, 32), grey=False
+        train_crops=max(-(-images // 18), 2),
+        test_crops=1,
+        crop_size=(64, 160),
+        tile_size=max(setup.width, 32),
+        grey=False,
     )
     demo = open_source(DataConfig(source=crops), 0).train
     for index in range(images):

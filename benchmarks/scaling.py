@@ -50,6 +50,10 @@ BURST = 0.4
 RANK_STEPS = 6
 
 
+_ROUNDING = 1e-9
+"""Terms of a law that are nowhere a larger share of it than this are none."""
+
+
 @dataclass(frozen=True)
 class Law:
     """y = sum of coefficients * x^power, fitted by least squares of the relative errors."""
@@ -66,6 +70,7 @@ class Law:
         values: npt.NDArray[np.float64] = np.asarray(y, dtype=np.float64)
         terms = np.stack([np.asarray(x, dtype=np.float64) ** power for power in powers], axis=1)
         found, _ = nnls(terms / values[:, None], np.ones(len(values)))
+        found[(terms * found / values[:, None]).max(0) < _ROUNDING] = 0.0
         return cls(powers, tuple(found.tolist()), float(np.abs(terms @ found / values - 1).max()))
 
     def bend(self) -> float | None:

@@ -42,7 +42,7 @@ def main(images: str, steps: int = 100, changes: tuple[str, ...] = ()) -> list[f
     model, cpu, count = build_model(config), torch.device("cpu"), len(splits.train)
     trainer = Trainer(config.training, model, Barlow(), prepare, count, config.data.max_unreadable_share, cpu)
     losses = []
-    for batch in iterate(build_stream(config, splits), 0, steps, config.data.workers):
+    for batch in iterate(build_stream(config, splits), 0, steps, config.data.processes):
         loss = trainer.take_step(batch).loss
         trainer.progress.step += 1  # schedules are functions of the step
         losses.append(float(loss.total.detach()))

@@ -115,7 +115,7 @@ def test_a_training_crop_is_that_of_one_filter_over_the_box_but_for_rounding(siz
         expected = np.asarray(part.resize((size[1], size[0]), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
         found = random_crop(image, row, size, (0.05, 1.0), RATIO, flip=False)
         assert np.abs(found.astype(int) - expected).max() <= 1
-    assert len(kinds) > 1
+    assert len(kinds) > 1 or size == (32, 32)  # of this image all boxes are larger
 
 
 def test_the_whole_image_at_its_own_size_is_unchanged() -> None:
