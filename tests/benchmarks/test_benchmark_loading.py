@@ -14,6 +14,7 @@ TINY = (
 )
 
 
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning")
 def test_every_way_is_measured(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     results = loading.run(18, 2, tmp_path, TINY)
