@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cjepa.objectives.cosine import negative_cosine
 from cjepa.objectives.projector import ProjectorConfig
-from cjepa.objectives.two_views import Simsiam, SimsiamConfig, Vicreg, VicregConfig, negative_cosine_to_others
+from cjepa.objectives.two_views import Simsiam, SimsiamConfig, Vicreg, VicregConfig
 from cjepa.types import Embeddings
 
 
@@ -45,7 +46,7 @@ def test_simsiam_by_hand() -> None:
 def test_without_stop_gradient_the_gradient_would_be_another() -> None:
     views = embeddings().predicted.squeeze(2).detach().requires_grad_()
     predicted = views.detach() * torch.linspace(0.5, 2.0, 6, dtype=torch.float64)
-    negative_cosine_to_others(predicted, views).backward()
+    negative_cosine(predicted, views).backward()
     assert views.grad is not None
     assert views.grad.abs().max() > 1e-3, "the function itself lets it through; the objective detaches"
 
@@ -55,7 +56,7 @@ def test_the_pairs_are_those_of_different_views() -> None:
     p, z = torch.randn(2, 5, 3, 7, generator=generator, dtype=torch.float64).unbind()
     pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
     expected = -torch.stack([F.cosine_similarity(p[:, i], z[:, j]) for i, j in pairs]).mean()
-    torch.testing.assert_close(negative_cosine_to_others(p, z), expected)
+    torch.testing.assert_close(negative_cosine(p, z), expected)
 
 
 @pytest.mark.parametrize("depth", [0, 2])

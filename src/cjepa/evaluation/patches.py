@@ -59,13 +59,7 @@ class PatchTask(EncoderTask):
 
     def protocol(self) -> dict[str, Any]:
         """What decides the values besides the keys."""
-        return {
-            "train_images": len(self.data.train),
-            "test_images": len(self.data.test),
-            "classes": self.data.classes,
-            "image_size": list(self.window),
-            "images": self.data.fingerprint,
-        }
+        return self.data.protocol() | {"image_size": list(self.window)}
 
     def measure(self, encoder: PretrainedEncoder, work: Work) -> Values:
         """`patch_recall_5`, percent of the test patches, and `patch_recall_5_classes`, the mean over their classes."""

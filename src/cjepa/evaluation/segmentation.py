@@ -161,13 +161,7 @@ class SegmentationTask(EncoderTask):
 
     def protocol(self) -> dict[str, Any]:
         """What decides the scores besides the keys."""
-        return {
-            "train_images": len(self.data.train),
-            "test_images": len(self.data.test),
-            "classes": self.data.classes,
-            "image_size": list(self.window),
-            "images": self.data.fingerprint,
-        }
+        return self.data.protocol() | {"image_size": list(self.window)}
 
     def measure(self, encoder: PretrainedEncoder, work: Work) -> Values:
         """mIoU, mAcc and aAcc of the test images."""

@@ -38,6 +38,15 @@ class SegmentationData:
     shift: int
     fingerprint: str
 
+    def protocol(self) -> dict[str, int | str]:
+        """What results depend on."""
+        return {
+            "train_images": len(self.train),
+            "test_images": len(self.test),
+            "classes": self.classes,
+            "images": self.fingerprint,
+        }
+
     def load(self, pair: Pair) -> tuple[Image.Image, UInt8[np.ndarray, "H W"]]:
         """The image in mode RGB and its mask, UNSCORED where it has no label; InputError where they do not fit."""
         try:

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from cjepa.objectives.cjepa import BlockVicregConfig
+from cjepa.objectives.context import context_terms
 from cjepa.objectives.prediction import prediction_loss
 from cjepa.objectives.projector import ProjectedObjective
 from cjepa.objectives.vicreg import covariance_penalty, similarity, variance_hinge
@@ -41,13 +42,14 @@ class Both(ProjectedObjective):
         blocks = self.project(embeddings.predicted.mean(dim=2))
         context = gather(embeddings.context.mean(dim=1, keepdim=True))
         target = gather(embeddings.target.mean(dim=(1, 2)).unsqueeze(1))
+        context_distance, context_variance, context_covariance = context_terms(context, target)
         terms = {
             "similarity": similarity(blocks),
             "variance": variance_hinge(blocks),
             "covariance": covariance_penalty(blocks),
-            "context_similarity": (context - target).square().mean(),
-            "context_variance": variance_hinge(context),
-            "context_covariance": covariance_penalty(context),
+            "context_similarity": context_distance,
+            "context_variance": context_variance,
+            "context_covariance": context_covariance,
         }
         weights = both_weights(config)
         total = prediction + sum((weights[name] * term for name, term in terms.items()), start=prediction.new_zeros(()))

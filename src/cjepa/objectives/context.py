@@ -2,7 +2,9 @@
 
 from typing import Literal
 
+from jaxtyping import Float
 from pydantic import Field
+from torch import Tensor
 
 from cjepa.objectives.prediction import PredictionLoss, prediction_loss
 from cjepa.objectives.projector import ProjectedObjective, ProjectorConfig
@@ -45,8 +47,7 @@ class ContextVicreg(ProjectedObjective):
         prediction = prediction_loss(embeddings.predicted, embeddings.target, config.prediction)
         context = self.project(embeddings.context.mean(dim=1, keepdim=True))
         target = self.project(embeddings.target.mean(dim=(1, 2)).unsqueeze(1))
-        distance = (context - target).square().mean()
-        variance, covariance = variance_hinge(context), covariance_penalty(context)
+        distance, variance, covariance = context_terms(context, target)
         vicreg = config.similarity * distance + config.variance * variance + config.covariance * covariance
         terms = {
             "prediction": prediction,
@@ -56,3 +57,10 @@ class ContextVicreg(ProjectedObjective):
             "vicreg": vicreg,
         }
         return Loss(prediction + config.beta * vicreg, {name: term.detach() for name, term in terms.items()})
+
+
+def context_terms(
+    context: Float[Tensor, "B 1 D"], target: Float[Tensor, "B 1 D"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """Mean squared distance to the targets; variance hinge and covariance penalty of the context."""
+    return (context - target).square().mean(), variance_hinge(context), covariance_penalty(context)

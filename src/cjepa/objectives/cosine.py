@@ -32,17 +32,18 @@ class Cosine(ProjectedObjective):
     def forward(self, embeddings: Embeddings, step: int) -> Loss:  # noqa: ARG002
         """The loss of a batch; its terms are unweighted."""
         prediction = prediction_loss(embeddings.predicted, embeddings.target, self.config.prediction)
-        cosine = negative_cosine(self.project(embeddings.predicted.mean(dim=2)))
+        views = self.project(embeddings.predicted.mean(dim=2))
+        cosine = negative_cosine(views, views)
         total = prediction + self.config.beta * self.config.similarity * cosine
         return Loss(total, {"prediction": prediction.detach(), "cosine": cosine.detach()})
 
 
-def negative_cosine(views: Float[Tensor, "B M D"]) -> Float[Tensor, ""]:
-    """Mean over images and ordered pairs i != j of -cos(z_i, z_j).
+def negative_cosine(ours: Float[Tensor, "B M D"], theirs: Float[Tensor, "B M D"]) -> Float[Tensor, ""]:
+    """Mean over images and ordered pairs i != j of views of -cos(ours_i, theirs_j).
 
-    With unit vectors u the sum over pairs is |sum u|^2 - M.
+    With unit vectors the sum over all pairs is the product of the two sums; that of equal indices is taken off.
     """
-    count = views.shape[1]
-    unit = F.normalize(views, dim=-1)
-    pairs = unit.sum(dim=1).square().sum(dim=-1) - unit.square().sum(dim=(1, 2))
+    count = ours.shape[1]
+    first, second = F.normalize(ours, dim=-1), F.normalize(theirs, dim=-1)
+    pairs = (first.sum(dim=1) * second.sum(dim=1)).sum(dim=-1) - (first * second).sum(dim=(1, 2))
     return -pairs.mean() / (count * (count - 1))

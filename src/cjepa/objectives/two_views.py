@@ -3,11 +3,10 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
+from cjepa.objectives.cosine import negative_cosine
 from cjepa.objectives.projector import ProjectedObjective, ProjectorConfig, fill
 from cjepa.objectives.vicreg import covariance_penalty, similarity, variance_hinge
 from cjepa.types import Embeddings, Loss, Part
@@ -87,13 +86,5 @@ class Simsiam(ProjectedObjective):
         projected = self.project(embeddings.predicted.mean(dim=2))
         rows = self.last_norm(projected.flatten(0, 1))
         views, predicted = (each.unflatten(0, projected.shape[:2]) for each in (rows, self.predictor(rows)))
-        loss = negative_cosine_to_others(predicted, views.detach())
+        loss = negative_cosine(predicted, views.detach())
         return Loss(loss, {"cosine": loss.detach()})
-
-
-def negative_cosine_to_others(predicted: Float[Tensor, "B M D"], views: Float[Tensor, "B M D"]) -> Float[Tensor, ""]:
-    """Mean over images and ordered pairs i != j of -cos(p_i, z_j): one product of sums less that of equal indices."""
-    count = views.shape[1]
-    ours, theirs = F.normalize(predicted, dim=-1), F.normalize(views, dim=-1)
-    pairs = (ours.sum(dim=1) * theirs.sum(dim=1)).sum(dim=-1) - (ours * theirs).sum(dim=(1, 2))
-    return -pairs.mean() / (count * (count - 1))
