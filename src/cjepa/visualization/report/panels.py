@@ -208,7 +208,7 @@ def spectrum_figure(values: Mapping[str, Sequence[Float[Tensor, "K"]]], label: s
 def heat_figure(values: Float64[np.ndarray, "h w"], label: str) -> Figure:
     """A value of every patch of the image; patches without a value are left empty."""
     figure = small_figure(_HEAT_SIZE)
-    axes = figure.add_axes((0.02, 0.04, 0.78, 0.92))
+    axes = figure.add_axes((0.02, 0.04, 0.72, 0.92))
     largest = float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
     picture = axes.imshow(values, cmap="cividis", vmin=0.0, vmax=largest or 1.0)
     bare(axes)
@@ -218,7 +218,7 @@ def heat_figure(values: Float64[np.ndarray, "h w"], label: str) -> Figure:
                 colour = "#fefefe" if value < 0.55 * largest else "#010101"  # not the page's white and black
                 text = f"{value:.0f}" if largest >= 10 else f"{value:.2f}"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
-    bar = figure.add_axes((0.83, 0.08, 0.035, 0.84))
+    bar = figure.add_axes((0.77, 0.08, 0.035, 0.84))
     figure.colorbar(picture, cax=bar, label=label)
     return figure
 
