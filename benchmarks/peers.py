@@ -45,6 +45,7 @@ FEWEST = 3
 COMPARED = 8
 """Images of which loss and gradient are compared."""
 NARROW = "cjepa, predictor as wide as the encoder"
+ONE_WAY = "cjepa, predictor as wide as the encoder with one-way attention"
 PATIENCE = 3
 """Times the seconds of a case after which it ends, however many rounds were disturbed."""
 
@@ -106,19 +107,23 @@ def _config(case: Case) -> RunConfig:
 
 def contestants_of(case: Case) -> tuple[str, ...]:
     """Public, ours, and where the predictor is wider than the encoder, ours with one of the encoder's width."""
-    return ("public", "cjepa", NARROW) if case.predictor.width > case.encoder.width else ("public", "cjepa")
+    variants = (NARROW, ONE_WAY) if case.predictor.width > case.encoder.width else ()
+    return ("public", "cjepa", *variants)
 
 
-def narrower(case: Case) -> Case:
-    """The same with a predictor as wide as the encoder: model.predictor.width, another method with other results."""
-    return replace(case, predictor=case.predictor.model_copy(update={"width": case.encoder.width}))
+def variant(case: Case, name: str) -> Case:
+    """The same with the predictor of a contestant: in NARROW and ONE_WAY another method with other results."""
+    changes: dict[str, object] = {} if name in ("public", "cjepa") else {"width": case.encoder.width}
+    if name == ONE_WAY:
+        changes["attention"] = "one_way"
+    return replace(case, predictor=case.predictor.model_copy(update=changes))
 
 
 def serve(connection: Connection, folder: Path, case: Case, name: str, device_name: str, threads: int) -> None:
     """The process of a contestant: for every True that arrives, the seconds of a step and the foreign load in it."""
     torch.set_num_threads(threads)
     device, batch = torch.device(device_name), typical_batch(case)
-    ours = Ours(_config(narrower(case) if name == NARROW else case), device)
+    ours = Ours(_config(variant(case, name)), device)
     if name == "public":
         step = partial(Theirs(Public.of(folder), ours.trainer, case, device).step, batch)
     else:
@@ -254,18 +259,23 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def table(path: Path) -> str:
     """Rates and ratios with quartiles, and how far loss and gradient are apart, as Markdown."""
-    columns = ["case", "n", "public, images/s", "cjepa, images/s", "ratio", "ratio, narrow predictor"]
-    columns += ["of the fastest product", "loss differs by", "gradient differs by"]
+    columns = ["case", "n", "public, images/s", "cjepa, images/s", "ratio"]
+    columns += [
+        "ratio, narrow predictor",
+        "ratio, narrow and one-way",
+        "of the fastest product",
+        "loss differs by",
+        "gradient differs by",
+    ]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in _rows(path):
         same, rates, ratio = row["agreement"], row["images_per_second"], row["ratio"]
-        speed = "disturbed | | | | "
+        speed = "disturbed | | | | | "
         if rates is not None:
             share = rates["cjepa"]["median"] * row["operations_per_image"] / row["fastest_product"]
-            narrow = _text(ratio[NARROW]) if NARROW in ratio else ""
-            speed = (
-                f"{_text(rates['public'])} | {_text(rates['cjepa'])} | {_text(ratio['cjepa'])} | {narrow} | {share:.0%}"
-            )
+            speed = f"{_text(rates['public'])} | {_text(rates['cjepa'])} | "
+            variants = [_text(ratio[name]) if name in ratio else "" for name in ("cjepa", NARROW, ONE_WAY)]
+            speed += " | ".join([*variants, f"{share:.0%}"])
         gradient = f"{same['gradient_difference']:.2g}"
         if "gradient_from_float32" in same:
             gradient += f" (from float32: {same['gradient_from_float32']:.2g}, "

@@ -219,6 +219,13 @@ PHASES = (
 """Regularisers against what might make a run collapse; a constant momentum throughout."""
 
 _CONTEXT = ("objective=cjepa-context", "objective.beta=1")
+_ONE_WAY = "model.predictor.attention=one_way"
+
+
+def _predictor(width: int, depth: int) -> tuple[str, ...]:
+    return (*_CONTEXT, f"model.predictor.width={width}", f"model.predictor.depth={depth}")
+
+
 BASE = "the demo's recipe"
 CHOICES = (
     Condition(BASE, _CONTEXT, "base"),
@@ -248,6 +255,10 @@ CHOICES = (
     Condition("width 128", (*_CONTEXT, "model.predictor.width=128"), "predictor (64 x 2)"),
     Condition("depth 1", (*_CONTEXT, "model.predictor.depth=1"), "predictor (64 x 2)"),
     Condition("depth 4", (*_CONTEXT, "model.predictor.depth=4"), "predictor (64 x 2)"),
+    Condition("384 x 6, the paper's", _predictor(384, 6), "predictor (64 x 2)"),
+    Condition("96 x 6, the encoder's width", _predictor(96, 6), "predictor (64 x 2)"),
+    Condition("96 x 6, one-way", (*_predictor(96, 6), _ONE_WAY), "predictor (64 x 2)"),
+    Condition("one-way", (*_CONTEXT, _ONE_WAY), "predictor (64 x 2)"),
     Condition("reference", (*_CONTEXT, "model.encoder.patch_projection=reference"), "patch projection"),
     Condition("from 0.996", (*_CONTEXT, "training.momentum.start=0.996"), "momentum (from 0.99)"),
 )

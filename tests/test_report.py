@@ -21,7 +21,7 @@ from cjepa.runs import name_runs, pretrain, visualize, write_report
 from cjepa.runs import recording as recording_module
 from cjepa.runs.recording import _Budget
 from cjepa.runs.report import read_run
-from cjepa.runs.report_facts import duration, judgement_of
+from cjepa.runs.report_facts import duration, facts_of, judgement_of
 from cjepa.runs.snapshots import MOST, SnapshotStore, most_similar, thinned
 from cjepa.training.metrics import read_metrics
 from cjepa.training.rows import read_rows
@@ -331,6 +331,13 @@ def test_names_tell_runs_apart(tmp_path: Path) -> None:
     assert name_runs([one, other]) == {"a/run": one, "b/run": other}
     with pytest.raises(InputError, match="given twice"):
         name_runs([one, tmp_path / "b" / ".." / "a" / "run"])
+
+
+@pytest.mark.parametrize(("attention", "text"), [("full", ""), ("one_way", ", one-way attention")])
+def test_a_predictor_that_is_not_the_paper_s_is_called_so(attention: str, text: str) -> None:
+    config = resolve("demo", [f"model.predictor.attention={attention}"])
+    facts = dict(facts_of(Path("run"), config, {}, {}, 0, None))
+    assert facts["predictor of patches"] == f"width 96, 2 blocks{text}"
 
 
 def test_a_run_that_diverged_is_called_so() -> None:

@@ -18,11 +18,11 @@ from cjepa.objectives import IJepaConfig, SimsiamConfig, TwoViewsConfig, build_o
 from cjepa.ranks import launched, local_count, local_rank, slots, world_size
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
 from cjepa.training.device_memory import USABLE, device_memory, resident_memory
-from cjepa.training.footprint import Footprint, Lengths, footprint, views_footprint
+from cjepa.training.footprint import Footprint, Lengths, footprint, predictor_tokens, views_footprint
 from cjepa.training.parallel import Parallel
 from cjepa.training.state import Progressed
 from cjepa.training.trainer import Trainer, TrainingConfig
-from cjepa.types import MaskSampler
+from cjepa.types import Masks, MaskSampler
 
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
 _PROBED = 32  # steps whose masks are looked at for the longest sequences
@@ -68,14 +68,18 @@ def longest_step(config: RunConfig) -> int:
     sampler = _sampler(config)
 
     def tokens(step: int) -> int:
-        masks = sampler(step, 0, 1)
-        return masks.targets.shape[1] * (masks.context.shape[1] + masks.targets.shape[2])
+        count, _, _ = predictor_tokens(config.model.predictor, _lengths(config, sampler(step, 0, 1)))
+        return count
 
     return max(range(_PROBED), key=tokens)
 
 
 def _sampler(config: RunConfig) -> MaskSampler:
     return build_sampler(config.masking, config.grid, config.seed, config.training.batch_size)
+
+
+def _lengths(config: RunConfig, masks: Masks) -> Lengths:
+    return Lengths(config.grid[0] * config.grid[1], masks.context.shape[1], *masks.targets.shape[1:])
 
 
 def footprint_of(config: RunConfig, kind: str) -> Footprint:
@@ -85,10 +89,9 @@ def footprint_of(config: RunConfig, kind: str) -> Footprint:
     if isinstance(objective, TwoViewsConfig):
         hidden = objective.hidden if isinstance(objective, SimsiamConfig) else None
         return views_footprint(config.model.encoder, objective.projector, hidden, patches, *how)
-    masks = _sampler(config)(longest_step(config), 0, 1)
-    context, (blocks, target) = masks.context.shape[1], masks.targets.shape[1:]
+    lengths = _lengths(config, _sampler(config)(longest_step(config), 0, 1))
     projector = None if isinstance(objective, IJepaConfig) else objective.projector
-    return footprint(config.model, projector, Lengths(patches, context, blocks, target), *how)
+    return footprint(config.model, projector, lengths, *how)
 
 
 def engine_for(config: RunConfig, needs: Footprint, ranks: int, memory: float) -> tuple[Parallel, int]:

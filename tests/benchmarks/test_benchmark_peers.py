@@ -20,10 +20,10 @@ from benchmarks.peers import (
     compare,
     contestants_of,
     measure,
-    narrower,
     race,
     spreads,
     table,
+    variant,
     write,
 )
 from benchmarks.public_step import Public, Theirs
@@ -180,11 +180,28 @@ def test_own_work_leaves_out_waiting() -> None:
     assert _seconds(step, CPU, threads=2) >= 0.2
 
 
-def test_a_predictor_wider_than_the_encoder_has_a_narrow_variant() -> None:
+def test_a_predictor_wider_than_the_encoder_has_narrow_variants() -> None:
     wide = replace(TINY, predictor=PredictorConfig(width=96, depth=2))
     assert contestants_of(TINY) == ("public", "cjepa")
-    assert contestants_of(wide) == ("public", "cjepa", peers.NARROW)
-    assert narrower(wide) == TINY
+    assert contestants_of(wide) == ("public", "cjepa", peers.NARROW, peers.ONE_WAY)
+    assert variant(wide, "cjepa") == variant(wide, "public") == wide
+    assert variant(wide, peers.NARROW) == TINY
+    assert variant(wide, peers.ONE_WAY).predictor == PredictorConfig(width=48, depth=2, attention="one_way")
+
+
+def test_all_variants_have_a_column(tmp_path: Path) -> None:
+    names = ("cjepa", peers.NARROW, peers.ONE_WAY)
+    rounds = [{"public": 6.0, "cjepa": 3.0, peers.NARROW: 2.0, peers.ONE_WAY: 1.0}] * 3
+    row = {"case": "tiny", "operations_per_image": 1, "fastest_product": 1000.0, **spreads(rounds, TINY)}
+    row["agreement"] = {"loss_difference": 0.0, "gradient_difference": 0.0}
+    assert tuple(row["ratio"]) == names
+    path = tmp_path / "peers.json"
+    path.write_text(json.dumps({"rows": [row]}))
+    head, _, line = table(path).splitlines()
+    cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
+    assert cells["ratio"] == "2 (2 to 2)"
+    assert cells["ratio, narrow predictor"] == "3 (3 to 3)"
+    assert cells["ratio, narrow and one-way"] == "6 (6 to 6)"
 
 
 def test_a_row_says_what_was_measured(public: Public, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cjepa.config import dump_yaml
+from cjepa.config import differences, dump_yaml
 from cjepa.config.presets import preset_names, preset_summary, preset_text, resolve
 from cjepa.errors import InputError
 
@@ -57,6 +57,20 @@ def test_the_paper_s_recipes(size: str, encoder: tuple[int, int, int], predictor
     masking = config.masking
     assert (masking.targets, masking.target_area, masking.context_area) == (4, (0.15, 0.2), (0.85, 1.0))
     assert resolve(f"imagenet-vit-{size}", ["masking=reference"]).masking.name == "reference"
+
+
+def test_attention_of_the_predictor_is_a_key(tmp_path: Path) -> None:
+    """Runs of before the key existed had full attention."""
+    file, key = tmp_path / "config.yaml", "model.predictor.attention"
+    plain, one_way = resolve("demo"), resolve("demo", [f"{key}=one_way"])
+    assert (plain.model.predictor.attention, one_way.model.predictor.attention) == ("full", "one_way")
+    assert differences(plain, one_way) == [f"{key}: full -> one_way"]
+    file.write_text(dump_yaml(one_way))
+    assert resolve(str(file)) == one_way
+    file.write_text(dump_yaml(one_way).replace("    attention: one_way\n", ""))
+    assert resolve(str(file)) == plain
+    with pytest.raises(InputError, match=key):
+        resolve("demo", [f"{key}=causal"])
 
 
 def test_a_file_wins_over_nothing_and_a_preset_over_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

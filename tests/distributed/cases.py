@@ -33,6 +33,7 @@ class Case:
     objective: str
     parallel: Parallel = "auto"
     norm: str = "batch"
+    attention: str = "full"
     targets: str = "layer"
     target_gradient: bool = False
     micro_batch: int | None = None
@@ -91,7 +92,7 @@ def model_config(case: Case) -> ModelConfig:
     return ModelConfig.model_validate(
         {
             "encoder": {"width": 16, "depth": 2, "heads": 2, "patch_size": 4},
-            "predictor": {"width": 16, "depth": 2},
+            "predictor": {"width": 16, "depth": 2, "attention": case.attention},
             "target": {"normalization": case.targets, "gradient": case.target_gradient},
         }
     )

@@ -18,9 +18,15 @@ CASES = [
     Case("cjepa", targets="batch"),
     Case("cjepa", targets="none"),
     Case("cjepa", targets="batch", target_gradient=True),
+    Case("cjepa", attention="one_way"),
 ]
-"""Every objective, every normalisation of the projector and of the targets."""
-FEW = [Case("cjepa", targets="batch"), Case("cjepa-context"), Case("cjepa-sigreg", norm="layer"), Case("simsiam")]
+"""Every objective, every normalisation of the projector and of the targets, both attentions of the predictor."""
+FEW = [
+    Case("cjepa", targets="batch"),
+    Case("cjepa-context", attention="one_way"),
+    Case("cjepa-sigreg", norm="layer"),
+    Case("simsiam"),
+]
 MISTAKES = ("statistics_of_this_rank", "gathered_without_gradient", "raw_all_reduce")
 
 
@@ -134,11 +140,12 @@ def test_adding_the_gradients_of_parts_is_seen(monkeypatch: pytest.MonkeyPatch) 
     assert gradient_error(plain, alone(Case("ijepa"))) < TOLERANCE  # without statistics it is exact
 
 
-def test_recomputed_blocks_change_nothing() -> None:
+@pytest.mark.parametrize("attention", ["full", "one_way"])
+def test_recomputed_blocks_change_nothing(attention: str) -> None:
     """Activation checkpointing repeats the same arithmetic."""
     from cjepa.models.blocks import Block
 
-    case = Case("cjepa", micro_batch=4)
+    case = Case("cjepa", micro_batch=4, attention=attention)
     plain = gradient_of(case)
     Block.recompute = True
     try:

@@ -1,4 +1,4 @@
-"""The predictor: rows of images and blocks are never mixed, and each block is predicted in a sequence of its own."""
+"""The predictor: rows of images and blocks are never mixed, and no block has an influence on another."""
 
 from collections.abc import Callable
 
@@ -11,6 +11,7 @@ from cjepa.models.predictor import Predictor, PredictorConfig
 from cjepa.types import Masks
 
 BATCH, BLOCKS, GRID, WIDTH = 3, 4, (6, 7), 24
+ATTENTION = ("full", "one_way")
 Predict = Callable[[Tensor, Masks], Tensor]
 
 
@@ -74,8 +75,9 @@ def columns_follow_their_blocks(predict: Predict) -> bool:
     return True
 
 
-def test_predictions_are_indexed_by_image_then_block() -> None:
-    built = predictor()
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_predictions_are_indexed_by_image_then_block(attention: str) -> None:
+    built = predictor(attention=attention)
     assert rows_follow_their_images(built)
     assert columns_follow_their_blocks(built)
 
@@ -92,9 +94,10 @@ def test_a_block_major_view_would_be_seen() -> None:
     assert not columns_follow_their_blocks(wrong)
 
 
-def test_each_block_of_each_image_equals_its_prediction_alone() -> None:
-    """No image and no other block has any influence: the sequence is [context, mask tokens of this block]."""
-    built, given = predictor(), masks()
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_each_block_of_each_image_equals_its_prediction_alone(attention: str) -> None:
+    """No image and no other block has any influence."""
+    built, given = predictor(attention=attention), masks()
     context = contexts(given.context.shape[1])
     together = built(context, given)
     for image in range(BATCH):
@@ -117,6 +120,61 @@ def test_the_prediction_equals_the_full_computation() -> None:
         torch.testing.assert_close(built(context, given)[:, block], expected)
 
 
+def under_a_mask(built: Predictor, context: Tensor, given: Masks) -> Tensor:
+    """All rows of [context, target 1, ..., target M] through all blocks, where a mask says who attends to whom."""
+    length, heads = given.targets.shape[2], built.blocks[0].attn.heads
+    known = built.project_in(context) + built.positions[given.context]
+    tokens = torch.cat([known, (built.mask_token + built.positions[given.targets]).flatten(1, 2)], dim=1)
+    owner = torch.tensor([-1] * context.shape[1] + [m for m in range(BLOCKS) for _ in range(length)])
+    allowed = (owner[None, :] == -1) | (owner[None, :] == owner[:, None])
+    for layer in built.blocks:
+        query, key, value = layer.attn.qkv(layer.norm1(tokens)).chunk(3, dim=-1)
+        query, key, value = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (query, key, value))
+        scores = (query @ key.transpose(2, 3) / query.shape[-1] ** 0.5).masked_fill(~allowed, -torch.inf)
+        tokens = tokens + layer.attn.proj((scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2))
+        tokens = tokens + layer.mlp(layer.norm2(tokens))
+    predicted: Tensor = built.project_out(built.norm(tokens))[:, context.shape[1] :]
+    return predicted.unflatten(1, (BLOCKS, length))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_one_way_attention_equals_one_sequence_under_a_mask(depth: int, recompute: bool) -> None:
+    """Values and gradients."""
+    built, given = predictor(attention="one_way", depth=depth).double(), masks()
+    for block in built.blocks:
+        block.recompute = recompute
+    context = contexts(given.context.shape[1]).double().requires_grad_()
+    found, expected = built(context, given), under_a_mask(built, context, given)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    inputs = [context, *built.parameters()]
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    gradients = [torch.autograd.grad((weights * output).sum(), inputs) for output in (found, expected)]
+    for mine, other in zip(*gradients, strict=True):
+        assert other.abs().max() > 1e-3
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
+
+
+def test_one_way_attention_in_half_precision_is_near_to_full_precision() -> None:
+    """By plain products on a CPU, as everywhere."""
+    built, given = predictor(attention="one_way", depth=3), masks()
+    context = contexts(given.context.shape[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = built(context, given)
+    torch.testing.assert_close(found.float(), built(context, given), rtol=0.05, atol=0.05)
+
+
+def test_the_two_ways_of_attention_share_weights_and_differ_from_the_second_block_on() -> None:
+    """What the context makes of the mask tokens is seen by the blocks after the first."""
+    given = masks()
+    context = contexts(given.context.shape[1])
+    for depth in (1, 2):
+        full, one_way = predictor(depth=depth), predictor(depth=depth, attention="one_way")
+        one_way.load_state_dict(full.state_dict())
+        difference = (full(context, given) - one_way(context, given)).abs().max()
+        assert difference < 1e-5 if depth == 1 else difference > 1e-3
+
+
 def test_predictions_depend_on_where_the_context_was() -> None:
     built, given = predictor(), masks()
     context = contexts(given.context.shape[1])
@@ -130,8 +188,9 @@ def test_patches_of_a_block_get_predictions_of_their_own() -> None:
     assert torch.pdist(predicted[0, 0]).min() > 1e-3
 
 
-def test_context_in_any_order_predicts_the_same() -> None:
-    built, given = predictor(), masks()
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_context_in_any_order_predicts_the_same(attention: str) -> None:
+    built, given = predictor(attention=attention), masks()
     context = contexts(given.context.shape[1])
     order = torch.randperm(context.shape[1], generator=torch.Generator().manual_seed(4))
     shuffled = Masks(given.context[:, order], given.targets)

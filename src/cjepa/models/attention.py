@@ -19,6 +19,35 @@ def attend(
     return F.scaled_dot_product_attention(query, key, value)
 
 
+def attend_one_way(
+    query: Float[Tensor, "B heads Q E"],
+    key: Float[Tensor, "B heads K E"],
+    value: Float[Tensor, "B heads K E"],
+    targets: tuple[int, int],
+) -> Float[Tensor, "B heads Q E"]:
+    """The context attends to the context, each target block to the context and to itself.
+
+    targets: number M and length T of the blocks, whose tokens are the last M T; those before are the context's. Queries
+    are all tokens' or the target blocks' alone.
+    """
+    blocks, length = targets
+    asked = blocks * length
+    by_block = (_by_block(each, blocks, length) for each in (query[:, :, -asked:], key, value))
+    answers = attend(*by_block).unflatten(0, (-1, blocks)).transpose(1, 2).flatten(2, 3)
+    if query.shape[2] == asked:
+        return answers
+    known = attend(*(each[:, :, :-asked] for each in (query, key, value)))
+    # Token by token in memory, so that putting the heads together copies nothing.
+    return torch.cat([known.transpose(1, 2), answers.transpose(1, 2)], dim=1).transpose(1, 2)
+
+
+def _by_block(rows: Float[Tensor, "B heads N E"], blocks: int, length: int) -> Float[Tensor, "BM heads N_block E"]:
+    """A sequence for each target block: the context's rows, if there are any, and its own."""
+    context, own = rows.tensor_split([rows.shape[2] - blocks * length], dim=2)
+    context = context.unsqueeze(1).expand(-1, blocks, -1, -1, -1)
+    return torch.cat([context, own.unflatten(2, (blocks, length)).transpose(1, 2)], dim=3).flatten(0, 1)
+
+
 def attention_weights(
     query: Float[Tensor, "B heads Q E"], key: Float[Tensor, "B heads K E"]
 ) -> Float[Tensor, "B heads Q K"]:

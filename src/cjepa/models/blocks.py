@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cjepa.models.attention import attend, attention_weights
+from cjepa.models.attention import attend, attend_one_way, attention_weights
 from cjepa.models.kernels import Linear, linear
 
 NORM_EPSILON = 1e-6
@@ -25,12 +25,17 @@ class Attention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 
-    def forward(self, tokens: Float[Tensor, "B N D"], queries: int | None = None) -> Float[Tensor, "B Q D"]:
-        """Attend from the last `queries` tokens (all by default) to all tokens."""
+    def forward(
+        self, tokens: Float[Tensor, "B N D"], queries: int | None = None, targets: tuple[int, int] | None = None
+    ) -> Float[Tensor, "B Q D"]:
+        """Attend from the last `queries` tokens (all by default) to all tokens.
+
+        targets: number and length of the target blocks at the end, where attention is one-way (`attend_one_way`).
+        """
         batch, count, width = tokens.shape
         rows = count if queries is None else queries
         query, key, value = self.heads_of(tokens) if queries is None else self._heads_of_last(tokens, rows)
-        mixed = attend(query, key, value)
+        mixed = attend(query, key, value) if targets is None else attend_one_way(query, key, value, targets)
         projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, rows, width))
         return projected
 
@@ -83,16 +88,24 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPSILON)
         self.mlp = Mlp(width, mlp_ratio)
 
-    def forward(self, tokens: Float[Tensor, "B N D"], queries: int | None = None) -> Float[Tensor, "B Q D"]:
-        """Outputs of the last `queries` tokens (all by default); the others serve as keys and values only."""
-        if self.recompute and torch.is_grad_enabled():
-            output: Tensor = checkpoint(self._outputs, tokens, queries, use_reentrant=False, preserve_rng_state=False)
-            return output
-        return self._outputs(tokens, queries)
+    def forward(
+        self, tokens: Float[Tensor, "B N D"], queries: int | None = None, targets: tuple[int, int] | None = None
+    ) -> Float[Tensor, "B Q D"]:
+        """Outputs of the last `queries` tokens (all by default); the others serve as keys and values only.
 
-    def _outputs(self, tokens: Float[Tensor, "B N D"], queries: int | None) -> Float[Tensor, "B Q D"]:
+        targets: number and length of the target blocks at the end, where attention is one-way.
+        """
+        given = tokens, queries, targets
+        if self.recompute and torch.is_grad_enabled():
+            output: Tensor = checkpoint(self._outputs, *given, use_reentrant=False, preserve_rng_state=False)
+            return output
+        return self._outputs(*given)
+
+    def _outputs(
+        self, tokens: Float[Tensor, "B N D"], queries: int | None, targets: tuple[int, int] | None
+    ) -> Float[Tensor, "B Q D"]:
         rows = tokens if queries is None else tokens[:, tokens.shape[1] - queries :]
-        rows = rows + self.attn(self.norm1(tokens), queries)
+        rows = rows + self.attn(self.norm1(tokens), queries, targets)
         output: Tensor = rows + self.mlp(self.norm2(rows))
         return output
 

@@ -1,4 +1,6 @@
-"""The predictor: from the context's embeddings to those of each target block, in a sequence of its own."""
+"""The predictor: from the context's embeddings to those of each target block, which does not see the others."""
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -22,12 +24,15 @@ class PredictorConfig(Part):
     """Attention heads; by default as many as the encoder has, or the next fewer that divide the width."""
     mlp_ratio: float = Field(4.0, gt=0)
     """Width of the hidden layer of a block over the width of the block."""
+    attention: Literal["full", "one_way"] = "full"
+    """full (the paper): the context and the mask tokens of a target block attend to each other, for each block anew.
+    one_way: the context attends to itself alone, so that it is computed once for all blocks; faster, another method."""
     rescale_depth: bool = False
     """Divide the last layers of block l by sqrt(2 l) at initialisation."""
 
 
 class Predictor(nn.Module):
-    """Predicts every target block from [context tokens, mask tokens of that block]."""
+    """Predicts every target block from the context's tokens and the mask tokens of that block."""
 
     def __init__(self, config: PredictorConfig, encoder_width: int, encoder_heads: int, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -55,15 +60,19 @@ class Predictor(nn.Module):
         """Predicted embeddings of the T patches of each of the M target blocks of each image."""
         images, blocks, length = masks.targets.shape
         known = self.project_in(context) + self.positions[masks.context]
-        asked = self.mask_token + self.positions[masks.targets]
-        known = known.unsqueeze(1).expand(-1, blocks, -1, -1)
-        tokens = torch.cat([known, asked.to(known.dtype)], dim=2).flatten(0, 1)
+        asked = (self.mask_token + self.positions[masks.targets]).to(known.dtype)
+        if self.config.attention == "full":  # a sequence for each target block
+            tokens = torch.cat([known.unsqueeze(1).expand(-1, blocks, -1, -1), asked], dim=2).flatten(0, 1)
+            queries, targets = length, None
+        else:  # one for all of them
+            tokens = torch.cat([known, asked.flatten(1, 2)], dim=1)
+            queries, targets = blocks * length, (blocks, length)
         for block in self.blocks[:-1]:
-            tokens = block(tokens)
+            tokens = block(tokens, targets=targets)
         # Nothing reads the last block's context rows, so they are not computed.
-        answers = self.blocks[-1](tokens, queries=length)
+        answers = self.blocks[-1](tokens, queries=queries, targets=targets)
         predicted: Tensor = self.project_out(self.norm(answers))
-        return predicted.unflatten(0, (images, blocks))
+        return predicted.reshape(images, blocks, length, -1)
 
 
 def _dividing_heads(heads: int, width: int) -> int:

@@ -72,7 +72,8 @@ def facts_of(
     steps, epochs = data.get("steps", "?"), f"{training.epochs:g} epochs"
     blocks, heads = counted(encoder.depth, "block"), counted(encoder.heads, "head")
     predictor, two_views = config.model.predictor, isinstance(config.objective, TwoViewsConfig)
-    predicts = "none" if two_views else f"width {predictor.width}, {counted(predictor.depth, 'block')}"
+    one_way = ", one-way attention" if predictor.attention == "one_way" else ""
+    predicts = "none" if two_views else f"width {predictor.width}, {counted(predictor.depth, 'block')}{one_way}"
     facts = [
         ("objective", _objective(config)),
         ("images", _images(data)),

@@ -3,8 +3,10 @@
 n tokens of width d through a block with hidden ratio r cost 2 n d^2 (4 + 2 r) + 4 n^2 d operations forward (a product
 of two numbers and its sum are two), twice that backward. For the backward pass such a block keeps n d (8 + 2 r)
 numbers: its two normalisations' inputs and outputs (4), query, key and value (3), the attention's output (1), and the
-hidden layer before and after its activation (2 r). tests/training/test_footprint.py and benchmarks/footprint.py compare
-this with what is counted and measured.
+hidden layer before and after its activation (2 r). The predictor has M sequences of C + T tokens, for M target blocks
+of T patches and a context of C. With one-way attention it has one of C + M T, with C^2 + M T (C + T) pairs of query and
+key, and keeps the keys and values that it copies for every target block. tests/training/test_footprint.py and
+benchmarks/footprint.py compare this with what is counted and measured.
 """
 
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from itertools import pairwise
 from typing import Literal
 
 from cjepa.models import EncoderConfig, ModelConfig
+from cjepa.models.predictor import PredictorConfig
 from cjepa.models.vit import CHANNELS
 from cjepa.objectives.projector import ProjectorConfig
 
@@ -81,7 +84,8 @@ def footprint(
     """The footprint of a model on images of this many patches; fused: whether attention is one kernel in bfloat16."""
     encoder, predictor = model.encoder, model.predictor
     inputs = CHANNELS * encoder.patch_size**2
-    tokens = lengths.context + lengths.target
+    tokens, pairs, copied = predictor_tokens(predictor, lengths)
+    asked = lengths.blocks * lengths.target
     width, inner = encoder.width, predictor.width
 
     blocks = encoder.depth * _block_parameters(width, encoder.mlp_ratio)
@@ -93,19 +97,20 @@ def footprint(
     seen += 2 * lengths.context * inputs * width
     whole = encoder.depth * _block_operations(lengths.patches, width, encoder.mlp_ratio)
     whole += 2 * lengths.patches * inputs * width
-    guessed = (predictor.depth - 1) * _block_operations(tokens, inner, predictor.mlp_ratio)
-    guessed += _block_operations(tokens, inner, predictor.mlp_ratio, lengths.target)
-    guessed += 2 * lengths.target * width * inner
-    guessed = lengths.blocks * guessed + 2 * lengths.context * width * inner
+    guessed = (predictor.depth - 1) * _block_operations(tokens, inner, predictor.mlp_ratio, pairs=pairs)
+    last_pairs = asked * (lengths.context + lengths.target)
+    guessed += _block_operations(tokens, inner, predictor.mlp_ratio, asked, last_pairs)
+    guessed += 2 * (lengths.context + asked) * width * inner
     layers, rows = _projector_layers(projector, width), lengths.blocks
     projected = 2 * rows * sum(entering * leaving for entering, leaving in layers)
 
     kept = encoder.depth * _block_numbers(lengths.context, width, encoder.mlp_ratio, recompute)
-    deep = predictor.depth - 1 + lengths.target / tokens
-    kept += lengths.blocks * deep * _block_numbers(tokens, inner, predictor.mlp_ratio, recompute)
-    once = lengths.blocks * _block_numbers(tokens, inner, predictor.mlp_ratio, False) if recompute else 0.0
+    deep = predictor.depth - 1 + asked / tokens
+    kept += deep * _block_numbers(tokens, inner, predictor.mlp_ratio, recompute)
+    kept += 0 if recompute else predictor.depth * copied * inner
+    once = _block_numbers(tokens, inner, predictor.mlp_ratio, False) + copied * inner if recompute else 0.0
     share = 1.0 if precision == "float32" else HALF_SHARE if fused else HALF_SHARE_ON_CPU
-    work = 3 * lengths.blocks * tokens * inner * predictor.mlp_ratio
+    work = 3 * tokens * inner * predictor.mlp_ratio
     embeddings = FLOAT * width * (lengths.context + 2 * lengths.blocks * lengths.target)
     pixels = FLOAT * 2 * lengths.patches * inputs
     of_projector = FLOAT * 4 * rows * sum(leaving for _, leaving in layers)
@@ -117,6 +122,16 @@ def footprint(
         embeddings=1.0 * FLOAT * width * (2 * lengths.context + 3 * lengths.blocks * lengths.target),
         largest_block=max(blocks // encoder.depth, _block_parameters(inner, predictor.mlp_ratio)),
     )
+
+
+def predictor_tokens(predictor: PredictorConfig, lengths: Lengths) -> tuple[int, int, int]:
+    """Of an image in a block of the predictor: tokens, pairs of query and key, and rows that are copied and kept."""
+    own, asked = lengths.context + lengths.target, lengths.blocks * lengths.target
+    if predictor.attention == "full":
+        return lengths.blocks * own, lengths.blocks * own**2, 0
+    tokens = lengths.context + asked
+    # Copied are keys and values of the blocks' sequences, the blocks' queries, and all outputs.
+    return tokens, lengths.context**2 + asked * own, 2 * lengths.blocks * own + asked + tokens
 
 
 def views_footprint(
@@ -159,11 +174,15 @@ def _block_parameters(width: int, ratio: float) -> int:
     return 4 * width * width + 4 * width + 2 * width * hidden + hidden + width + 4 * width
 
 
-def _block_operations(tokens: int, width: int, ratio: float, rows: int | None = None) -> int:
-    """Of a forward pass in which only the last `rows` tokens are computed to the end."""
+def _block_operations(tokens: int, width: int, ratio: float, rows: int | None = None, pairs: int | None = None) -> int:
+    """Of a forward pass in which only the last `rows` tokens are computed to the end.
+
+    pairs: of query and key; by default every row attends to every token.
+    """
     rows = tokens if rows is None else rows
+    pairs = rows * tokens if pairs is None else pairs
     hidden = int(width * ratio)
-    return 2 * tokens * width * 2 * width + 2 * rows * width * (2 * width + 2 * hidden) + 4 * rows * tokens * width
+    return 2 * tokens * width * 2 * width + 2 * rows * width * (2 * width + 2 * hidden) + 4 * pairs * width
 
 
 def _block_numbers(tokens: int, width: int, ratio: float, recompute: bool) -> float:
