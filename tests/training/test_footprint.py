@@ -18,6 +18,10 @@ CONFIGS = [
     tiny_config(objective={"name": "cjepa", "projector": {"width": 48}}),
     tiny_config(objective={"name": "cjepa-context", "projector": {"depth": 0}}),
     tiny_config(objective={"name": "ijepa"}),
+    tiny_config(
+        objective={"name": "cjepa-cosine"},
+        model={"encoder": {"width": 1024, "depth": 1, "heads": 4, "patch_size": 4}, "predictor": {"width": 8}},
+    ),
     tiny_config(objective={"name": "vicreg", "projector": {"width": 48}}),
     tiny_config(objective={"name": "simsiam", "projector": {"width": 48}, "hidden": 12}),
 ]

@@ -72,7 +72,7 @@ def facts_of(
     steps, epochs = data.get("steps", "?"), f"{training.epochs:g} epochs"
     blocks, heads = counted(encoder.depth, "block"), counted(encoder.heads, "head")
     predictor, two_views = config.model.predictor, isinstance(config.objective, TwoViewsConfig)
-    predicts = "none" if two_views else f"width {predictor.width}, {counted(predictor.depth, 'block')}"
+    predicts = "none" if two_views else f"width {predictor.width}, {counted(predictor.blocks(encoder.width), 'block')}"
     facts = [
         ("objective", _objective(config)),
         ("images", _images(data)),

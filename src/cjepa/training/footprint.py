@@ -82,18 +82,18 @@ def footprint(
     encoder, predictor = model.encoder, model.predictor
     inputs = CHANNELS * encoder.patch_size**2
     tokens = lengths.context + lengths.target
-    width, inner = encoder.width, predictor.width
+    width, inner, depth = encoder.width, predictor.width, predictor.blocks(encoder.width)
 
     blocks = encoder.depth * _block_parameters(width, encoder.mlp_ratio)
     vision = blocks + (inputs + 1) * width + 2 * width
-    guessing = predictor.depth * _block_parameters(inner, predictor.mlp_ratio)
+    guessing = depth * _block_parameters(inner, predictor.mlp_ratio)
     guessing += (width + 1) * inner + inner + 2 * inner + (inner + 1) * width
 
     seen = encoder.depth * _block_operations(lengths.context, width, encoder.mlp_ratio)
     seen += 2 * lengths.context * inputs * width
     whole = encoder.depth * _block_operations(lengths.patches, width, encoder.mlp_ratio)
     whole += 2 * lengths.patches * inputs * width
-    guessed = (predictor.depth - 1) * _block_operations(tokens, inner, predictor.mlp_ratio)
+    guessed = (depth - 1) * _block_operations(tokens, inner, predictor.mlp_ratio)
     guessed += _block_operations(tokens, inner, predictor.mlp_ratio, lengths.target)
     guessed += 2 * lengths.target * width * inner
     guessed = lengths.blocks * guessed + 2 * lengths.context * width * inner
@@ -101,7 +101,7 @@ def footprint(
     projected = 2 * rows * sum(entering * leaving for entering, leaving in layers)
 
     kept = encoder.depth * _block_numbers(lengths.context, width, encoder.mlp_ratio, recompute)
-    deep = predictor.depth - 1 + lengths.target / tokens
+    deep = depth - 1 + lengths.target / tokens
     kept += lengths.blocks * deep * _block_numbers(tokens, inner, predictor.mlp_ratio, recompute)
     once = lengths.blocks * _block_numbers(tokens, inner, predictor.mlp_ratio, False) if recompute else 0.0
     share = 1.0 if precision == "float32" else HALF_SHARE if fused else HALF_SHARE_ON_CPU
