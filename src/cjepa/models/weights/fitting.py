@@ -38,6 +38,8 @@ def find_config(weights: Mapping[str, Tensor], heads: int | None, scale: float, 
     if missing:
         raise InputError(f"{origin} is no vision transformer of this kind: it has no {' and no '.join(missing)}")
     width, inputs = weights[needed[0]].shape
+    if not width:
+        raise InputError(f"{origin}: its embeddings have no features")
     patch_size = math.isqrt(inputs // CHANNELS)
     if patch_size < 1 or CHANNELS * patch_size**2 != inputs:
         raise InputError(f"{origin}: its patches have {inputs} values, which is no square of {CHANNELS} colours")
@@ -121,7 +123,7 @@ def find_positions(stored: Float[Tensor, "1 N D"], origin: str) -> Positions:
         waves = sincos_positions(*grid, rows.shape[1]).double()
         scale = float((rows * waves).sum() / waves.square().sum())
         difference = float((rows - scale * waves).abs().max())
-        if difference <= tolerance * max(scale, 1.0):
+        if scale >= 0.0 and difference <= tolerance * max(scale, 1.0):
             return Positions(grid, 1.0 if abs(scale - 1.0) <= tolerance else scale)
         closest = min(closest, (difference, grid))
     difference, (height, width) = closest

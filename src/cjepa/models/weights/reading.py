@@ -101,7 +101,7 @@ def _refuse_reservations(path: Path, pickles: Sequence[zipfile.ZipInfo]) -> None
         for each in pickles:
             start = each.header_offset
             if content.find(b"bytearray\n", start, start + _MOST_HEADER_BYTES + each.file_size) >= 0:
-                raise InputError(f"{path}: {each.filename!r} asks for a bytearray, which no weights need; it is not read")
+                raise InputError(f"{path}: {each.filename!r} asks for a bytearray, as no weights do; it is not read")
 
 
 def as_weights(tensors: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
@@ -117,8 +117,8 @@ def as_weights(tensors: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
     total, size = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
     if total > size:  # one tensor under many names makes any size out of one
         raise InputError(
-            f"{path}: its tensors share memory; apart they are {total:,} bytes, but the file has {size:,}: save a copy of "
-            "each (tensor.clone())"
+            f"{path}: its tensors share memory; apart they are {total:,} bytes, but the file has {size:,}: save a copy "
+            "of each (tensor.clone())"
         )
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
