@@ -135,7 +135,7 @@ def _modules(public: Public, case: Case) -> tuple[nn.Module, nn.Module]:
         num_patches=built.patch_embed.num_patches,
         embed_dim=encoder.width,
         predictor_embed_dim=predictor.width,
-        depth=predictor.depth,
+        depth=predictor.blocks(encoder.width),
         num_heads=predictor.heads or encoder.heads,
         mlp_ratio=predictor.mlp_ratio,
         qkv_bias=True,

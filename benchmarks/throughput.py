@@ -119,7 +119,7 @@ class Lightly:
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.predictor = IJEPAPredictorTIMM(
             num_patches=transformer.patch_embed.num_patches,
-            depth=predictor.depth,
+            depth=predictor.blocks(encoder.width),
             mlp_dim=encoder.width,
             predictor_embed_dim=predictor.width,
             num_heads=predictor.heads or encoder.heads,

@@ -1,6 +1,7 @@
 """`cjepa export` of a run, its model card, and weights from elsewhere: evaluated, exported and trained further."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,16 +11,16 @@ from typer.testing import CliRunner, Result
 
 import cjepa as package
 from cjepa import runs
-from cjepa.build import find_checkpoint
+from cjepa.build import find_checkpoint, start_weights
 from cjepa.cli import app
 from cjepa.config.presets import resolve
 from cjepa.errors import InputError
 from cjepa.evaluation.knn import KnnConfig
 from cjepa.export import TimmConfig
-from cjepa.models import EncoderConfig
+from cjepa.models import EncoderConfig, Model
 from cjepa.models.weights.contents import digest_of
 from cjepa.models.weights.names import to_vit
-from cjepa.runs import card_of, evaluate_run, export_run, pretrain
+from cjepa.runs import card_of, evaluate_run, export_run, pretrain, recording
 from cjepa.training.rows import read_rows
 from tests.encoders import pixels, transformer
 from tests.tiny_runs import write_config, write_images
@@ -172,6 +173,23 @@ def test_foreign_weights_are_evaluated_and_exported_like_our_own(
     assert "| target encoder |" in card
 
 
+def test_damaged_files_of_a_run_are_left_out_of_its_card(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    config = (copy / "config.yaml").read_text()
+    assert "\n  start: null\n" in config
+    (copy / "config.yaml").write_text(config.replace("\n  start: null\n", "\n  start: weights/jepa.pth.tar\n"))
+    for name, content in (("environment.json", b'{"python": "3.1'), ("data.json", b"\xff"), ("start.json", b"[1]")):
+        (copy / name).write_bytes(content)
+    card = card_of(copy)
+    assert "(version unknown)" in "\n".join(card.reproduce)
+    assert "from the weights jepa.pth.tar (format unknown, sha256 not recorded); their licence" in card.ancestry
+    for name in ("environment.json", "data.json", "start.json"):
+        assert f"{copy / name} cannot be read and is left out" in caplog.text
+
+
 def results_of(path: Path) -> list[dict[str, float]]:
     from cjepa.runs.evaluating import results_path
 
@@ -221,6 +239,41 @@ def test_pretraining_goes_on_from_a_run_or_an_export(run: Path, images: Path, tm
 
         first = folder / "checkpoints" / "step-00000000" / "target_encoder.safetensors"
         assert digest_of(load_file(first)) == expected
+
+
+def test_pictures_drawn_later_begin_with_the_weights_that_the_run_began_with(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "further"
+    seen: dict[int, str] = {}
+    config = resolve(str(write_config(tmp_path)), [f"data={images}", f"model.start={run}"])
+    pretrain(config, folder)
+
+    def keep(_store: object, _config: object, model: Model, _monitor: object, step: int) -> None:
+        seen[step] = digest_of(model.target_encoder.state_dict())
+
+    monkeypatch.setattr(recording, "keep_snapshot", keep)
+    recording.record_checkpoints(folder, config)
+    assert seen[0] == package.load_encoder(run).digest()
+    assert seen[max(seen)] == package.load_encoder(folder).digest() != seen[0]
+
+
+def test_weights_of_another_normalisation_are_refused_with_their_own(
+    run: Path, checkpoint: Path, images: Path, tmp_path: Path
+) -> None:
+    export_run(run, TimmConfig(), tmp_path / "timm")
+    changes = [f"data={images}", "data.mean=[0.5, 0.5, 0.5]", "data.std=[0.5, 0.5, 0.5]"]
+    for start in (run, tmp_path / "timm"):
+        config = resolve(str(write_config(tmp_path)), [*changes, f"model.start={start}"])
+        with pytest.raises(InputError) as caught:
+            start_weights(config)
+        assert "another normalisation than data.mean=[0.5, 0.5, 0.5] and data.std=[0.5, 0.5, 0.5]" in str(caught.value)
+        given = re.findall(r"'(data\.(?:mean|std)=.*?)'", str(caught.value))
+        assert (
+            start_weights(resolve(str(write_config(tmp_path)), [*changes, *given, f"model.start={start}"])) is not None
+        )
+    silent = resolve(str(write_config(tmp_path)), [*changes, f"model.start={checkpoint}"])
+    assert start_weights(silent) is not None, "a checkpoint that does not say how its images were normalised"
 
 
 def test_weights_of_another_encoder_are_refused_with_every_difference(

@@ -139,11 +139,15 @@ def read_weights(path: Path, when: When = "last", heads: int | None = None) -> W
     config = read_config(path)
     checkpoint = find_checkpoint(path, when)
     tensors = checkpoint.tensors("target_encoder"), checkpoint.tensors("encoder")
-    return Weights(f"run, step {checkpoint.step}", config.model.encoder, _preparation(config), *tensors)
+    format_, prepared = f"run, step {checkpoint.step}", _preparation(config)
+    return Weights(format_, config.model.encoder, prepared, *tensors, states_normalisation=True)
 
 
 def start_weights(config: RunConfig) -> Weights | None:
-    """The weights that `model.start` names, if it names any; InputError when they are not of the run's encoder."""
+    """The weights that `model.start` names, if it names any.
+
+    InputError when they are not of the run's encoder, or state another normalisation of images than the run's.
+    """
     if config.model.start is None:
         return None
     wanted = config.model.encoder
@@ -155,7 +159,20 @@ def start_weights(config: RunConfig) -> Weights | None:
     ]
     if differing:
         raise InputError(f"model.start: {config.model.start} is of another encoder:\n  " + "\n  ".join(differing))
+    if found.states_normalisation:
+        _refuse_another_normalisation(config, found.preparation)
     return found
+
+
+def _refuse_another_normalisation(config: RunConfig, known: Preparation) -> None:
+    """Other means or deviations are other images to an encoder: it would begin worse than it is, without a word."""
+    ours, theirs = (*config.data.mean, *config.data.std), (*known.mean, *known.std)
+    if not all(math.isclose(*pair, rel_tol=1e-6, abs_tol=1e-6) for pair in zip(ours, theirs, strict=True)):
+        raise InputError(
+            f"model.start: {config.model.start} was trained with images of another normalisation than data.mean="
+            f"{list(config.data.mean)} and data.std={list(config.data.std)}; give its own:\n"
+            f"  'data.mean={list(known.mean)}' 'data.std={list(known.std)}'"
+        )
 
 
 def choose_device(name: str) -> torch.device:

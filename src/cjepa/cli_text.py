@@ -14,6 +14,7 @@ from cjepa.config.help import REQUIRED, KeyHelp
 from cjepa.config.presets import preset_names, preset_summary
 from cjepa.evaluation import EvaluationConfig
 from cjepa.export import Export, ExportConfig
+from cjepa.export.card import number
 from cjepa.runs import Demo, Diagnosis, Embedded, Outcome, Plan, Replayed, Result, Sharded
 from cjepa.types import Part
 
@@ -94,7 +95,7 @@ def outcome_table(outcome: Outcome) -> Table:
     table.add_column("before", justify="right")
     table.add_column("trained", justify="right")
     for name, value in outcome.trained.items():
-        table.add_row(name, _number(outcome.untrained.get(name, math.nan)), _number(value))
+        table.add_row(name, number(outcome.untrained.get(name, math.nan)), number(value))
     return table
 
 
@@ -120,7 +121,7 @@ def results_table(results: Sequence[Result]) -> Table:
     for name in names:
         table.add_column(name, justify="right")
     for result in results:
-        table.add_row(_features(result), *(_number(result.values[name]) for name in names))
+        table.add_row(_features(result), *(number(result.values[name]) for name in names))
     return table
 
 
@@ -258,7 +259,3 @@ def replayed_text(steps: Sequence[Replayed]) -> str:
         some = ", ".join(each.broken[:_SHOWN]) + (", ..." if len(each.broken) > _SHOWN else "")
         lines += _wrapped(f"not finite in {len(each.broken)} parameters or their gradients: {some}", "    ", "  ")
     return "\n".join(lines)
-
-
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"

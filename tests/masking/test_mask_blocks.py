@@ -21,7 +21,7 @@ def test_indices_and_coverage_equal_the_loops(case: tuple[Size, Size, list[tuple
     grid, block, corners = case
     tops, lefts = np.array(corners).T
     found, covered = indices(tops, lefts, block, grid), coverage(tops, lefts, block, grid)
-    assert covered.shape == (len(corners), grid.area)
+    assert covered.shape == (grid.area, len(corners))
     for number, (top, left) in enumerate(corners):
         expected = [
             row * grid.width + column
@@ -29,4 +29,4 @@ def test_indices_and_coverage_equal_the_loops(case: tuple[Size, Size, list[tuple
             for column in range(left, left + block.width)
         ]
         assert found[number].tolist() == expected == sorted(expected)
-        assert np.flatnonzero(covered[number]).tolist() == expected
+        assert np.flatnonzero(covered[:, number]).tolist() == expected

@@ -27,6 +27,12 @@ def test_a_folder_gives_back_encoder_and_card(tmp_path: Path) -> None:
     assert torch.equal(cjepa.load_encoder(tmp_path / "saved")(pixels()), ours(pixels()))
 
 
+def test_a_card_in_another_encoding_is_no_reason_to_fail(tmp_path: Path) -> None:
+    HubEncoder.wrap(pretrained(), CARD).save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_bytes("# Pr\u00e4parate\n".encode("latin-1"))
+    assert HubEncoder.from_pretrained(tmp_path).card == "# Pr\ufffdparate\n"
+
+
 def test_without_a_card_the_library_writes_one(tmp_path: Path) -> None:
     HubEncoder.wrap(pretrained()).save_pretrained(tmp_path)
     assert "model_hub_mixin" in (tmp_path / "README.md").read_text()

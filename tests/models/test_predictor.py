@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cjepa.masking import MultiblockConfig, build_sampler
 from cjepa.models.predictor import Predictor, PredictorConfig
+from cjepa.models.vit import SIZES
 from cjepa.types import Masks
 
 BATCH, BLOCKS, GRID, WIDTH = 3, 4, (6, 7), 24
@@ -73,6 +74,17 @@ def columns_follow_their_blocks(predict: Predict) -> bool:
             if changed(predict, (context, given), (context, Masks(given.context, targets))) != [(image, block)]:
                 return False
     return True
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_depth_follows_the_encoder_unless_it_is_given(size: str) -> None:
+    """The paper's: 6 up to ViT-B and 12 from ViT-L on."""
+    width, _, heads = SIZES[size]
+    with torch.device("meta"):
+        built = Predictor(PredictorConfig(), width, heads, (14, 14))
+        given = Predictor(PredictorConfig(depth=2), width, heads, (14, 14))
+    assert len(built.blocks) == (12 if size in ("large", "huge", "giant") else 6)
+    assert len(given.blocks) == 2
 
 
 @pytest.mark.parametrize("attention", ATTENTION)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -91,6 +92,48 @@ def test_a_tensor_that_claims_more_memory_than_it_has(tmp_path: Path) -> None:
     refuse(tmp_path / "integers.pth", "not a floating-point tensor")
     torch.save(weights() | {"norm.bias": torch.zeros(48).to_sparse()}, tmp_path / "sparse.pth")
     refuse(tmp_path / "sparse.pth", "not a floating-point tensor")
+
+
+def test_one_tensor_under_many_names(tmp_path: Path) -> None:
+    """The copies of a tensor that a small file holds once must not fill the memory."""
+    shared = torch.zeros(10**5)
+    torch.save(weights() | {f"blocks.{number}.extra": shared for number in range(100)}, tmp_path / "shared.pth")
+    refuse(tmp_path / "shared.pth", "its tensors share memory; apart they are 40,.* bytes, but the file has")
+
+
+def test_encoder_and_target_may_share_their_tensors(tmp_path: Path) -> None:
+    torch.save({"encoder": weights(), "target_encoder": weights()}, tmp_path / "apart.pth")
+    same = weights()
+    torch.save({"encoder": same, "target_encoder": same}, tmp_path / "shared.pth")
+    assert open_weights(tmp_path / "shared.pth", 4).digest() == open_weights(tmp_path / "apart.pth", 4).digest()
+
+
+class Reservation:
+    """Memory that a pickle asks for by a number."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return bytearray, (10**8,)
+
+
+def test_a_pickle_reserves_no_memory(tmp_path: Path) -> None:
+    """torch counts bytearray among the harmless names."""
+    torch.save(weights() | {"epoch": Reservation()}, tmp_path / "bad.pth")
+    assert len(torch.load(tmp_path / "bad.pth", weights_only=True)["epoch"]) == 10**8
+    assert (tmp_path / "bad.pth").stat().st_size < 10**6
+    refuse(tmp_path / "bad.pth", "asks for a bytearray")
+
+
+def test_many_blocks_without_content_cost_little(tmp_path: Path) -> None:
+    """No block is built for a name in a file, and a message does not list them all."""
+    empty = {f"blocks.{number}.norm1.bias": torch.zeros(0) for number in range(1, 3000)}
+    save_file(weights() | empty, tmp_path / "names.safetensors")
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"missing: .*\n  and [\d,]+ more$") as error:
+        open_weights(tmp_path / "names.safetensors", 4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(str(error.value)) < 5000
+    assert peak < 30e6, f"{peak / 1e6:.0f} MB"
 
 
 def test_a_block_number_asks_for_no_depth(tmp_path: Path) -> None:

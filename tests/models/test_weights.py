@@ -13,9 +13,10 @@ from cjepa.errors import InputError
 from cjepa.models import EncoderConfig
 from cjepa.models.vit import SIZES
 from cjepa.models.weights import open_weights
+from cjepa.models.weights.contents import IMAGENET_MEAN, IMAGENET_STD
 from cjepa.models.weights.fitting import find_positions
 from cjepa.models.weights.folder import write_folder
-from cjepa.models.weights.names import scaled_positions, to_vit
+from cjepa.models.weights.names import scaled_positions, to_transformers, to_vit
 from tests.encoders import CONFIG, pixels, pretrained, transformer
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
@@ -214,11 +215,85 @@ def test_our_folder_and_what_is_wrong_with_it(tmp_path: Path) -> None:
         ({"cjepa_format": 9}, "cjepa_format 9 is unknown to this version"),
         ({"mean": [1, 2]}, "mean"),
         ({"encoder": values["encoder"] | {"depth": 10**9}}, r"of another encoder .*depth 1000000000, not 3"),
-        ({"encoder": values["encoder"] | {"mlp_ratio": 2.0}}, r"another shape: blocks\.0\.mlp\.fc1\.weight"),
+        ({"encoder": values["encoder"] | {"mlp_ratio": 2.0}}, r"of another encoder .*mlp_ratio 2\.0, not 4\.0"),
+        ({"encoder": values["encoder"] | {"mlp_ratio": 1e30}}, r"of another encoder .*mlp_ratio 1e\+30, not 4\.0"),
+        ({"std": [0.2, 0.0, 0.2]}, r"std\.1: Input should be greater than 0"),
+        ({"image_size": [0, 24]}, r"image_size\.0: Input should be greater than or equal to 1"),
+        ({"image_size": [24, 25]}, "24 x 25 pixels cannot be cut into patches of 4"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(values | changes))
         with pytest.raises(InputError, match=message):
             cjepa.load_encoder(tmp_path)
+
+
+def write_foreign(folder: Path, name: str, prepared: dict[str, object]) -> Path:
+    """A folder of timm or transformers whose preparation of images says this."""
+    weights = transformer().state_dict()
+    folder.mkdir()
+    if name == "timm":
+        save_file(to_vit(weights, CONFIG, (6, 6)), folder / "model.safetensors")
+        values = {"architecture": "vit", "model_args": {"num_heads": 4}, "pretrained_cfg": prepared}
+    else:
+        model = transformers.IJepaModel(
+            transformers.IJepaConfig(
+                hidden_size=48, num_hidden_layers=3, intermediate_size=192, image_size=24, patch_size=4
+            )
+        )
+        save_file(to_transformers(weights, model.state_dict(), CONFIG, (6, 6)), folder / "model.safetensors")
+        values = {"model_type": "ijepa", "num_attention_heads": 4}
+        (folder / "preprocessor_config.json").write_text(json.dumps(prepared))
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"), [("timm", "mean", "std"), ("transformers", "image_mean", "image_std")]
+)
+def test_normalisations_that_a_foreign_config_states(tmp_path: Path, name: str, mean: str, std: str) -> None:
+    half = {mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}
+    found = open_weights(write_foreign(tmp_path / "half", name, half))
+    assert (found.preparation.mean, found.preparation.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert found.states_normalisation
+    silent = open_weights(write_foreign(tmp_path / "silent", name, {}))
+    assert (silent.preparation.mean, silent.preparation.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert not silent.states_normalisation
+    for number, (wrong, message) in enumerate(
+        (
+            ({std: [0.5, 0, 0.5]}, r"deviation must be .* greater than 0; correct the file"),
+            ({std: [0.5, float("nan"), 0.5]}, "deviation must be .* finite number"),
+            ({mean: [float("inf"), 0.5, 0.5]}, "mean must be .* finite number"),
+            ({mean: [10**400, 0.5, 0.5]}, "mean must be one number for each of three colours"),
+            ({mean: 0.5}, "mean must be one number for each of three colours"),
+            ({mean: [0.5]}, "mean must be one number for each of three colours"),
+        )
+    ):
+        with pytest.raises(InputError, match=message):
+            open_weights(write_foreign(tmp_path / str(number), name, half | wrong))
+
+
+def test_an_image_processor_s_crop_and_missing_normalisation(tmp_path: Path) -> None:
+    """The crop is a share of the side that its own config resizes to, whatever size the positions are of."""
+    crop = {"do_center_crop": True, "size": {"shortest_edge": 16}, "crop_size": {"height": 14, "width": 14}}
+    found = open_weights(write_foreign(tmp_path / "crop", "transformers", crop)).preparation
+    assert (found.image_size, found.evaluation_crop) == ((24, 24), 14 / 16)
+    off = {"do_normalize": False, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    found = open_weights(write_foreign(tmp_path / "off", "transformers", off)).preparation
+    assert (found.mean, found.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def test_shapes_and_positions_of_no_encoder(tmp_path: Path) -> None:
+    weights = to_vit(transformer().state_dict(), CONFIG, (6, 6))
+    for number, (changes, message) in enumerate(
+        (
+            ({"patch_embed.proj.weight": torch.zeros(0, 48)}, "its embeddings have no features"),
+            ({"pos_embed": -weights["pos_embed"]}, "are not the fixed sin-cos ones"),
+            ({"pos_embed": weights["pos_embed"] * torch.nan}, "are not the fixed sin-cos ones"),
+            ({"pos_embed": torch.zeros(1, 0, 48)}, "its 0 positions are not"),
+        )
+    ):
+        save_file(weights | changes, tmp_path / f"{number}.safetensors")
+        with pytest.raises(InputError, match=message):
+            open_weights(tmp_path / f"{number}.safetensors", 4)
 
 
 def test_paths_that_are_nothing_known(tmp_path: Path) -> None:

@@ -30,6 +30,10 @@ CONFIGS = [
     tiny_config(objective={"name": "ijepa"}),
     predictor_of("full"),
     predictor_of("one_way"),
+    tiny_config(
+        objective={"name": "cjepa-cosine"},
+        model={"encoder": {"width": 1024, "depth": 1, "heads": 4, "patch_size": 4}, "predictor": {"width": 8}},
+    ),
     tiny_config(objective={"name": "vicreg", "projector": {"width": 48}}),
     tiny_config(objective={"name": "simsiam", "projector": {"width": 48}, "hidden": 12}),
 ]

@@ -40,6 +40,13 @@ def test_the_score_is_the_robust_one() -> None:
     assert recent.deviation(-100.0, 1e-9) < 0, "an improvement is no spike"
 
 
+def test_no_gradient_is_no_spike() -> None:
+    """Whatever the usual norms: log 0 is not that of a norm of 1."""
+    recent = Recent([2.0, 2.1] * WINDOW, [math.log(1e-3), math.log(2e-3)] * WINDOW)
+    assert recent.deviation(2.0, 0.0) < 1
+    assert recent.deviation(3.0, 0.0) > 10, "the loss still counts"
+
+
 def test_spikes_in_the_window_hide_no_others() -> None:
     recent = normal()
     for _ in range(WINDOW // 4):

@@ -1,5 +1,6 @@
 """The model card of an export: what is known about the weights, as markdown with the head that model hubs read."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,13 @@ class Card:
     recipe: str = ""
     licence: str = ""
     ancestry: str = ""
+
+
+def number(value: float | None) -> str:
+    """A measured value as tables show it, three digits; nothing where it is missing or no number."""
+    if value is None or math.isnan(value):
+        return ""
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def render_card(card: Card, encoder: PretrainedEncoder, format_name: str, usage: str, version: str) -> str:

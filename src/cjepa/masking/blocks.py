@@ -49,13 +49,12 @@ class Size(NamedTuple):
 
 
 def coverage(tops: IntArray, lefts: IntArray, block: Size, grid: Size) -> BoolArray:
-    """Which patches each block covers: tops, lefts [...] -> bool [..., height * width of the grid]."""
-    rows = np.arange(grid.height)
-    columns = np.arange(grid.width)
-    in_rows = (rows >= tops[..., None]) & (rows < tops[..., None] + block.height)
-    in_columns = (columns >= lefts[..., None]) & (columns < lefts[..., None] + block.width)
-    covered = in_rows[..., :, None] & in_columns[..., None, :]
-    return covered.reshape(*tops.shape, grid.area)
+    """Which patches each block covers: tops, lefts [...] -> bool [height * width of the grid, ...]."""
+    rows, columns = (np.arange(side).reshape(side, *(1 for _ in tops.shape)) for side in grid)
+    in_rows = (rows >= tops) & (rows < tops + block.height)
+    in_columns = (columns >= lefts) & (columns < lefts + block.width)
+    covered: BoolArray = in_rows[:, None] & in_columns[None]
+    return covered.reshape(grid.area, *tops.shape)
 
 
 def indices(tops: IntArray, lefts: IntArray, block: Size, grid: Size) -> IntArray:

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from cjepa.errors import InputError
-from cjepa.masking.blocks import BlocksConfig, BoolArray, FloatArray, IntArray, Size, indices
+from cjepa.masking.blocks import BlocksConfig, BoolArray, FloatArray, IntArray, Size, coverage, indices
 from cjepa.randomness import Stream, uniform_rows
 from cjepa.types import Masks
 
@@ -145,25 +145,16 @@ class _Layouts:
         """draws: [B, M + 1, 2], the last of each image for the context block."""
         self.tops, self.lefts = _positions(draws[:, :-1], target, grid)
         context_tops, context_lefts = _positions(draws[:, -1], context, grid)
-        free = _covered(context_tops, context_lefts, context, grid)
+        free = coverage(context_tops, context_lefts, context, grid)
         for block in range(self.tops.shape[1]):
-            free &= ~_covered(self.tops[:, block], self.lefts[:, block], target, grid)
-        self.free: BoolArray = free.reshape(grid.area, len(draws))
+            free &= ~coverage(self.tops[:, block], self.lefts[:, block], target, grid)
+        self.free: BoolArray = free
         self.lengths: IntArray = self.free.sum(axis=0, dtype=np.int64)
 
     def replace(self, images: IntArray, others: "_Layouts") -> None:
         """Take the layouts of these images from others."""
         self.tops[images], self.lefts[images] = others.tops, others.lefts
         self.free[:, images], self.lengths[images] = others.free, others.lengths
-
-
-def _covered(tops: IntArray, lefts: IntArray, block: Size, grid: Size) -> BoolArray:
-    """Which patches the block of each image covers: tops, lefts [B] -> bool [height, width, B]."""
-    rows, columns = np.arange(grid.height)[:, None], np.arange(grid.width)[:, None]
-    in_rows = (rows >= tops) & (rows < tops + block.height)
-    in_columns = (columns >= lefts) & (columns < lefts + block.width)
-    covered: BoolArray = in_rows[:, None] & in_columns[None]
-    return covered
 
 
 def _positions(draws: FloatArray, block: Size, grid: Size) -> tuple[IntArray, IntArray]:

@@ -47,7 +47,7 @@ class ReferenceSampler:
             self.seed, Stream.MASK_POSITIONS, step, 0, self.batch_size, 2 * (self.config.targets + ATTEMPTS)
         ).reshape(self.batch_size, self.config.targets + ATTEMPTS, 2)
         tops, lefts = self._positions(draws[:, : self.config.targets], target)
-        free = self._contexts(draws[:, self.config.targets :], context, coverage(tops, lefts, target, self.grid))
+        free = self._contexts(draws[:, self.config.targets :], context, self._covered(tops, lefts, target))
         shortest = int(free.sum(axis=-1).min())
         first_free = np.argsort(~free, axis=-1, kind="stable")[:, :shortest]
         local = slice(first, first + count)
@@ -77,12 +77,16 @@ class ReferenceSampler:
         corners = (draws * choices).astype(np.int64)
         return corners[..., 0], corners[..., 1]
 
+    def _covered(self, tops: IntArray, lefts: IntArray, block: Size) -> BoolArray:
+        """Which patches each block covers, patches last: tops, lefts [B, M] -> bool [B, M, patches]."""
+        return np.moveaxis(coverage(tops, lefts, block, self.grid), 0, -1)
+
     def _contexts(self, draws: FloatArray, block: Size, targets: BoolArray) -> BoolArray:
         """For each image the first context block that leaves more than min_keep patches: bool [B, patches].
 
         Where no attempt does, the last target no longer counts, then the one before, as in the public sampler.
         """
-        blocks: BoolArray = coverage(*self._positions(draws, block), block, self.grid)
+        blocks = self._covered(*self._positions(draws, block), block)
         free = np.zeros_like(targets[:, 0])
         missing: IntArray = np.arange(len(free))
         for respected in range(self.config.targets, -1, -1):

@@ -76,5 +76,5 @@ class HubEncoder(PretrainedEncoder, ModelHubMixin):
             )
         values: Mapping[str, Any] = read_json(folder / CONFIG)
         card = folder / CARD
-        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
         return cls.wrap(PretrainedEncoder.of(read_folder(folder, values)), text)

@@ -10,7 +10,11 @@ from torch import Tensor, nn
 from cjepa.models.blocks import INITIAL_STD, NORM_EPSILON, Block, cut_normal, initialise, rescale_by_depth
 from cjepa.models.kernels import Linear
 from cjepa.models.positions import sincos_positions
+from cjepa.models.vit import SIZES
 from cjepa.types import Masks, Part
+
+DEPTH, LARGE_DEPTH = 6, 12
+"""Blocks of the paper's predictors: up to ViT-B, and of ViT-L."""
 
 
 class PredictorConfig(Part):
@@ -18,8 +22,8 @@ class PredictorConfig(Part):
 
     width: int = Field(384, ge=4, multiple_of=4)
     """Features inside the predictor."""
-    depth: int = Field(6, ge=1)
-    """Number of transformer blocks (the paper: 6 up to ViT-B, 12 for ViT-L)."""
+    depth: int | None = Field(None, ge=1)
+    """Number of transformer blocks; by default the paper's: 6, or 12 for encoders as wide as ViT-L or wider."""
     heads: int | None = Field(None, ge=1)
     """Attention heads; by default as many as the encoder has, or the next fewer that divide the width."""
     mlp_ratio: float = Field(4.0, gt=0)
@@ -29,6 +33,12 @@ class PredictorConfig(Part):
     one_way: the context attends to itself alone, so that it is computed once for all blocks; faster, another method."""
     rescale_depth: bool = False
     """Divide the last layers of block l by sqrt(2 l) at initialisation."""
+
+    def blocks(self, encoder_width: int) -> int:
+        """Number of transformer blocks beside an encoder of this width."""
+        if self.depth is not None:
+            return self.depth
+        return DEPTH if encoder_width < SIZES["large"][0] else LARGE_DEPTH
 
 
 class Predictor(nn.Module):
@@ -42,7 +52,9 @@ class Predictor(nn.Module):
             raise ValueError(f"model.predictor: width ({config.width}) must be divisible by heads ({heads})")
         self.project_in = Linear(encoder_width, config.width)
         self.mask_token = nn.Parameter(torch.zeros(config.width))
-        self.blocks = nn.ModuleList(Block(config.width, heads, config.mlp_ratio) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(config.width, heads, config.mlp_ratio) for _ in range(config.blocks(encoder_width))
+        )
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPSILON)
         self.project_out = Linear(config.width, encoder_width)
         self.positions: Tensor

@@ -9,14 +9,14 @@ from cjepa import __version__
 from cjepa.build import CONFIG, When, Which, find_checkpoint, load_encoder, read_config
 from cjepa.config import RunConfig, dump_yaml
 from cjepa.export import AnyExport, Export, export_encoder
-from cjepa.export.card import Card, Table, render_card
+from cjepa.export.card import Card, Table, number, render_card
 from cjepa.models.weights import holds_weights
 from cjepa.runs.continuing import DATA
 from cjepa.runs.evaluating import UNTRAINED, results_path
 from cjepa.runs.pretraining import START
 from cjepa.training.health import Record, judge
 from cjepa.training.metrics import read_metrics
-from cjepa.training.rows import read_rows
+from cjepa.training.rows import read_object, read_rows
 
 METRICS, ENVIRONMENT = "metrics.jsonl", "environment.json"
 
@@ -68,7 +68,7 @@ def card_of(path: Path, which: Which = "target", checkpoint: When = "last", lice
         reproduce=_reproduce(path),
         recipe=dump_yaml(_without_folders(run_config)).strip(),
         licence=licence,
-        ancestry=_ancestry(path),
+        ancestry=_ancestry(path, run_config),
     )
 
 
@@ -82,7 +82,7 @@ def _without_folders(config: RunConfig) -> RunConfig:
 
 
 def _data_lines(run: Path, config: RunConfig) -> list[str]:
-    data = _read(run / DATA)
+    data = read_object(run / DATA)
     classes = len(data.get("classes", []))
     images, steps, batch = data.get("images", 0), data.get("steps", 0), config.training.batch_size
     return [
@@ -104,7 +104,7 @@ def _monitored(run: Path, step: int) -> list[Table]:
         Table(
             "Measured while training",
             ["features", *names],
-            [[label, *(_number(row.get(name)) for name in names)] for label, row in shown],
+            [[label, *(number(row.get(name)) for name in names)] for label, row in shown],
         )
     ]
 
@@ -120,7 +120,7 @@ def _results(path: Path, step: int | None) -> list[Table]:
         Table(
             f"{each[0]['name']}, percent of {each[0]['protocol'].get('test_images', '?')} test images",
             ["features", *each[0]["values"]],
-            [[_features(row), *(_number(value) for value in row["values"].values())] for row in each],
+            [[_features(row), *(number(value) for value in row["values"].values())] for row in each],
         )
         for each in tables.values()
     ]
@@ -133,7 +133,7 @@ def _features(row: dict[str, Any]) -> str:
 
 def _health(run: Path) -> str:
     """The verdict on the last evaluation, as the run gave it."""
-    data, rows = _read(run / DATA), _evaluated(run)
+    data, rows = read_object(run / DATA), _evaluated(run)
     quality, tested, steps = data.get("quality"), data.get("tested"), data.get("steps")
     if not rows or quality not in rows[-1] or not tested or not steps:
         return "Not recorded by the version that trained it."
@@ -152,7 +152,7 @@ def _health(run: Path) -> str:
 
 
 def _reproduce(run: Path) -> list[str]:
-    environment = _read(run / ENVIRONMENT)
+    environment = read_object(run / ENVIRONMENT)
     commit, version = environment.get("commit") or {}, environment.get("packages", {}).get("cjepa", "(version unknown)")
     changed = " with changes that are not committed" if commit.get("changed") else ""
     made_by = f"cjepa {version}" + (f", commit {commit['hash']}{changed}" if commit else "")
@@ -165,12 +165,15 @@ def _reproduce(run: Path) -> list[str]:
     ]
 
 
-def _ancestry(run: Path) -> str:
-    start = _read(run / START)
-    if not start:
+def _ancestry(run: Path, config: RunConfig) -> str:
+    """Where the run began, from its config even if start.json is lost: a licence depends on it."""
+    start = read_object(run / START)
+    origin = start.get("path") or config.model.start
+    if origin is None:
         return ""
+    told = f"{start.get('format', 'format unknown')}, sha256 {start.get('sha256', 'not recorded')}"
     return (
-        f"Training started from the weights {Path(start['path']).name} ({start['format']}, sha256 {start['sha256']}); "
+        f"Training started from the weights {Path(origin).name} ({told}); "
         "their licence applies to what is derived from them."
     )
 
@@ -182,11 +185,3 @@ def _evaluated(run: Path) -> list[dict[str, Any]]:
 
 def _values(row: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name not in ("step", "split")}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _number(value: Any) -> str:
-    return "" if value is None else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"

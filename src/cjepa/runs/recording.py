@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from cjepa.build import build_model, build_stream, choose_device, find_checkpoint
+from cjepa.build import build_model, build_stream, choose_device, find_checkpoint, start_weights
 from cjepa.config import RunConfig
 from cjepa.data import EvaluationImages, ImageSource, TrainingStream, UnreadableImageError, open_source
 from cjepa.evaluation.monitor import Monitor, Seen
@@ -243,16 +243,20 @@ def _size(source: ImageSource, index: int) -> tuple[int, int]:
 
 
 def record_checkpoints(run: Path, config: RunConfig) -> None:
-    """Snapshots of a run that kept none: of its untrained start and of its last checkpoint.
+    """Snapshots of a run that kept none: of its start and of its last checkpoint.
 
-    Raises InputError without a checkpoint or without its images.
+    Raises InputError without a checkpoint, without its images or without the weights that it began with, if any.
     """
     checkpoint = find_checkpoint(run, "last")
     device = choose_device("auto")
     splits = open_source(config.data, config.seed)
     stream = build_stream(config, splits)
     monitor = Monitor(config.monitor, config.data, splits, stream, device, config.training.precision)
-    model = build_model(config).to(device)
+    model, start = build_model(config), start_weights(config)
+    if start is not None:
+        model.encoder.load_state_dict(start.context)
+        model.target_encoder.load_state_dict(start.target)
+    model = model.to(device)
     store = SnapshotStore(run / REPORT)
     for step in sorted({0, checkpoint.step}):
         if step:

@@ -22,7 +22,7 @@ from cjepa.runs.report_facts import facts_of, judgement_of, progress_of
 from cjepa.runs.snapshots import SnapshotStore
 from cjepa.training.durable import replace
 from cjepa.training.metrics import read_metrics
-from cjepa.training.rows import read_rows
+from cjepa.training.rows import read_object, read_rows
 from cjepa.visualization.report import Evaluation, RunMaterial, render
 
 _log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def name_runs(runs: Sequence[Path]) -> dict[str, Path]:
 def read_run(run: Path, name: str, *, live: bool = False) -> RunMaterial:
     """Everything that a page shows of a run; what is missing is left out, and noted."""
     config = read_config(run)
-    data, environment = _read_json(run / DATA), _read_json(run / ENVIRONMENT)
+    data, environment = read_object(run / DATA), read_object(run / ENVIRONMENT)
     rows = read_metrics(run / METRICS) if (run / METRICS).exists() else []
     notes = [] if rows else ["there are no metrics yet, so there are no curves"]
     store = SnapshotStore(run / REPORT)
@@ -145,14 +145,6 @@ def _identity(config: RunConfig) -> str:
             values[part].pop(key)
     values["data"]["source"].pop("path", None)
     return json.dumps(values, sort_keys=True)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _clock(path: Path) -> tuple[Float64[np.ndarray, "k"], Float64[np.ndarray, "k"]] | None:

@@ -73,7 +73,8 @@ def facts_of(
     blocks, heads = counted(encoder.depth, "block"), counted(encoder.heads, "head")
     predictor, two_views = config.model.predictor, isinstance(config.objective, TwoViewsConfig)
     one_way = ", one-way attention" if predictor.attention == "one_way" else ""
-    predicts = "none" if two_views else f"width {predictor.width}, {counted(predictor.depth, 'block')}{one_way}"
+    depth = counted(predictor.blocks(encoder.width), "block")
+    predicts = "none" if two_views else f"width {predictor.width}, {depth}{one_way}"
     facts = [
         ("objective", _objective(config)),
         ("images", _images(data)),

@@ -86,18 +86,18 @@ def footprint(
     inputs = CHANNELS * encoder.patch_size**2
     tokens, pairs, copied = predictor_tokens(predictor, lengths)
     asked = lengths.blocks * lengths.target
-    width, inner = encoder.width, predictor.width
+    width, inner, depth = encoder.width, predictor.width, predictor.blocks(encoder.width)
 
     blocks = encoder.depth * _block_parameters(width, encoder.mlp_ratio)
     vision = blocks + (inputs + 1) * width + 2 * width
-    guessing = predictor.depth * _block_parameters(inner, predictor.mlp_ratio)
+    guessing = depth * _block_parameters(inner, predictor.mlp_ratio)
     guessing += (width + 1) * inner + inner + 2 * inner + (inner + 1) * width
 
     seen = encoder.depth * _block_operations(lengths.context, width, encoder.mlp_ratio)
     seen += 2 * lengths.context * inputs * width
     whole = encoder.depth * _block_operations(lengths.patches, width, encoder.mlp_ratio)
     whole += 2 * lengths.patches * inputs * width
-    guessed = (predictor.depth - 1) * _block_operations(tokens, inner, predictor.mlp_ratio, pairs=pairs)
+    guessed = (depth - 1) * _block_operations(tokens, inner, predictor.mlp_ratio, pairs=pairs)
     last_pairs = asked * (lengths.context + lengths.target)
     guessed += _block_operations(tokens, inner, predictor.mlp_ratio, asked, last_pairs)
     guessed += 2 * (lengths.context + asked) * width * inner
@@ -105,9 +105,9 @@ def footprint(
     projected = 2 * rows * sum(entering * leaving for entering, leaving in layers)
 
     kept = encoder.depth * _block_numbers(lengths.context, width, encoder.mlp_ratio, recompute)
-    deep = predictor.depth - 1 + asked / tokens
+    deep = depth - 1 + asked / tokens
     kept += deep * _block_numbers(tokens, inner, predictor.mlp_ratio, recompute)
-    kept += 0 if recompute else predictor.depth * copied * inner
+    kept += 0 if recompute else depth * copied * inner
     once = _block_numbers(tokens, inner, predictor.mlp_ratio, False) + copied * inner if recompute else 0.0
     share = 1.0 if precision == "float32" else HALF_SHARE if fused else HALF_SHARE_ON_CPU
     work = 3 * tokens * inner * predictor.mlp_ratio

@@ -14,6 +14,21 @@ from cjepa.training.durable import replace
 _log = logging.getLogger(__name__)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a run; empty where there is no such file or, with a warning, a damaged one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        _log.warning("%s cannot be read and is left out: %s", path, error)
+        return {}
+    if not isinstance(value, dict):
+        _log.warning("%s cannot be read and is left out: it holds no JSON object", path)
+        return {}
+    return value
+
+
 class RowLog:
     """A file of rows, each with the `step` it belongs to (metrics, evaluations, unreadable images)."""
 

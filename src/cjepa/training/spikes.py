@@ -47,9 +47,11 @@ class Recent:
         """How far a step lies above the recent ones, in robust standard deviations: the larger of loss and gradient.
 
         0 while fewer than FEWEST steps are known. Norms are compared by their logarithms, because they scatter by
-        factors: a gradient 10^4 times the usual one is far outside, one twice as large is not.
+        factors: a gradient 10^4 times the usual one is far outside, one twice as large is not, and none at all is far
+        below.
         """
-        return max(_deviation(loss, self.losses), _deviation(math.log(norm) if norm > 0.0 else 0.0, self.log_norms))
+        log_norm = math.log(norm) if norm > 0.0 else -math.inf
+        return max(_deviation(loss, self.losses), _deviation(log_norm, self.log_norms))
 
 
 def _deviation(value: float, window: Sequence[float]) -> float:

@@ -3,8 +3,10 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from torch import Tensor
 
 from cjepa.errors import InputError
@@ -12,6 +14,10 @@ from cjepa.models.vit import EncoderConfig
 from cjepa.models.weights.fitting import find_config, find_positions, fit
 
 Channels = tuple[float, float, float]
+_Positive = Annotated[FiniteFloat, Field(gt=0)]
+Mean = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+Std = tuple[_Positive, _Positive, _Positive]
+"""What files may state: nothing by which a pixel becomes infinite."""
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
@@ -31,7 +37,8 @@ class Weights:
     """An encoder read from a file: its config, its preparation of images, and its weights under our names.
 
     target: of the moving average, which is the one to be used; context: of the encoder that was trained, or the
-    same where the file holds only one.
+    same where the file holds only one. states_normalisation: whether the file itself says mean and std; otherwise they
+    are ImageNet's, by custom.
     """
 
     format: str
@@ -39,10 +46,34 @@ class Weights:
     preparation: Preparation
     target: Mapping[str, Tensor]
     context: Mapping[str, Tensor]
+    states_normalisation: bool = False
 
     def digest(self) -> str:
         """A sha256 of both encoders' weights, the same in whatever file they come."""
         return digest_of(self.target, self.context)
+
+
+def with_preparation(weights: Weights, mean: object, std: object, evaluation_crop: float, origin: str) -> Weights:
+    """The weights with the preparation that a foreign config states; mean and std are None where it has none.
+
+    InputError for values by which no image can be normalised.
+    """
+    prepared = replace(
+        weights.preparation,
+        mean=IMAGENET_MEAN if mean is None else _channels(Mean, mean, f"{origin}: the mean"),
+        std=IMAGENET_STD if std is None else _channels(Std, std, f"{origin}: the standard deviation"),
+        evaluation_crop=evaluation_crop,
+    )
+    return replace(weights, preparation=prepared, states_normalisation=mean is not None and std is not None)
+
+
+def _channels(kind: Any, value: object, what: str) -> Channels:
+    try:
+        channels: Channels = TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise InputError(f"{what} must be one number for each of three colours: {problem}; correct the file") from error
+    return channels
 
 
 def digest_of(*parts: Mapping[str, Tensor]) -> str:

@@ -15,6 +15,8 @@ from cjepa.models.vit import CHANNELS, SIZES, EncoderConfig, VisionTransformer
 
 POSITION_TOLERANCE = 1e-5
 """Largest difference of stored positions from computed ones that counts as rounding, in float32."""
+MOST_PROBLEMS = 40
+"""Names that a message lists; one block has 12."""
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
@@ -36,6 +38,8 @@ def find_config(weights: Mapping[str, Tensor], heads: int | None, scale: float, 
     if missing:
         raise InputError(f"{origin} is no vision transformer of this kind: it has no {' and no '.join(missing)}")
     width, inputs = weights[needed[0]].shape
+    if not width:
+        raise InputError(f"{origin}: its embeddings have no features")
     patch_size = math.isqrt(inputs // CHANNELS)
     if patch_size < 1 or CHANNELS * patch_size**2 != inputs:
         raise InputError(f"{origin}: its patches have {inputs} values, which is no square of {CHANNELS} colours")
@@ -65,9 +69,10 @@ def _ratio(hidden: int, width: int) -> float:
 
 
 def fit(weights: Mapping[str, Tensor], config: EncoderConfig, origin: str) -> dict[str, Tensor]:
-    """The weights in float32, in our order. InputError lists every name and every shape that does not fit.
+    """The weights in float32. InputError lists the names and shapes that do not fit, the first
+    MOST_PROBLEMS of them.
 
-    Nothing is built before the names agree, so a file cannot ask for an encoder larger than itself.
+    Nothing but one block is built before the names agree, so a file cannot ask for an encoder larger than itself.
     """
     expected = _shapes(config)
     problems = [f"missing: {name} {_shape(expected[name])}" for name in expected if name not in weights]
@@ -80,16 +85,24 @@ def fit(weights: Mapping[str, Tensor], config: EncoderConfig, origin: str) -> di
         if name in weights and tuple(weights[name].shape) != shape
     ]
     if problems:
+        shown, rest = problems[:MOST_PROBLEMS], len(problems) - MOST_PROBLEMS
         raise InputError(
             f"{origin} does not fit an encoder of width {config.width}, {config.depth} blocks and patches of "
-            f"{config.patch_size} pixels; nothing was loaded:\n  " + "\n  ".join(problems)
+            f"{config.patch_size} pixels; nothing was loaded:\n  "
+            + "\n  ".join([*shown, f"and {rest:,} more"] if rest > 0 else shown)
         )
     return {name: weights[name].float() for name in expected}
 
 
 def _shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an encoder's weights; every block has those of the first."""
     with torch.device("meta"):
-        return {name: tuple(value.shape) for name, value in VisionTransformer(config).state_dict().items()}
+        shallow = VisionTransformer(config.model_copy(update={"depth": 1})).state_dict()
+    shapes = {name: tuple(value.shape) for name, value in shallow.items()}
+    block = [(name, shape) for name, shape in shapes.items() if _BLOCK.match(name)]
+    return shapes | {
+        _BLOCK.sub(f"blocks.{number}.", name, count=1): shape for number in range(config.depth) for name, shape in block
+    }
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -110,7 +123,7 @@ def find_positions(stored: Float[Tensor, "1 N D"], origin: str) -> Positions:
         waves = sincos_positions(*grid, rows.shape[1]).double()
         scale = float((rows * waves).sum() / waves.square().sum())
         difference = float((rows - scale * waves).abs().max())
-        if difference <= tolerance * max(scale, 1.0):
+        if scale >= 0.0 and difference <= tolerance * max(scale, 1.0):
             return Positions(grid, 1.0 if abs(scale - 1.0) <= tolerance else scale)
         closest = min(closest, (difference, grid))
     difference, (height, width) = closest

@@ -5,9 +5,10 @@ config.json is an object with `cjepa_format` (1), `encoder` (the keys of Encoder
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from cjepa.errors import InputError
 from cjepa.models.vit import EncoderConfig
-from cjepa.models.weights.contents import Preparation, Weights
+from cjepa.models.weights.contents import Mean, Preparation, Std, Weights
 from cjepa.models.weights.fitting import find_config, fit
 from cjepa.models.weights.reading import read_safetensors
 
 CONFIG, TENSORS = "config.json", "model.safetensors"
 FORMAT_KEY, FORMAT_VERSION = "cjepa_format", 1
-_Triple = tuple[float, float, float]
+_Side = Annotated[int, Field(ge=1)]
 
 
 class _Config(BaseModel):
@@ -29,9 +30,9 @@ class _Config(BaseModel):
 
     cjepa_format: int
     encoder: EncoderConfig
-    image_size: tuple[int, int] = Field()
-    mean: _Triple
-    std: _Triple
+    image_size: tuple[_Side, _Side]
+    mean: Mean
+    std: Std
     evaluation_crop: float = Field(1.0, gt=0, le=1)
 
 
@@ -68,11 +69,17 @@ def read_folder(folder: Path, values: Mapping[str, Any]) -> Weights:
     told = find_config(weights, config.encoder.heads, config.encoder.position_scale, origin)
     differing = [
         f"{key} {getattr(config.encoder, key)}, not {getattr(told, key)}"
-        for key in ("width", "depth", "patch_size")
-        if getattr(config.encoder, key) != getattr(told, key)
+        for key in ("width", "depth", "patch_size", "mlp_ratio")
+        if not math.isclose(getattr(config.encoder, key), getattr(told, key), rel_tol=1e-6)
     ]
     if differing:
         raise InputError(f"{folder / CONFIG} is of another encoder than {TENSORS}: it says {', '.join(differing)}")
+    if any(side % told.patch_size for side in config.image_size):
+        height, width = config.image_size
+        raise InputError(
+            f"{folder / CONFIG}: image_size: {height} x {width} pixels cannot be cut into patches of "
+            f"{told.patch_size}; get an undamaged copy"
+        )
     fitted = fit(weights, told.model_copy(update=dict(config.encoder)), origin)
     preparation = Preparation(config.image_size, config.mean, config.std, config.evaluation_crop)
-    return Weights("safetensors", config.encoder, preparation, fitted, fitted)
+    return Weights("safetensors", config.encoder, preparation, fitted, fitted, states_normalisation=True)

@@ -1,9 +1,10 @@
 """Tensors and JSON from files that nobody vouches for: nothing in them is run, and nothing grows beyond its file."""
 
 import json
+import mmap
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cjepa.errors import InputError
 MOST_BYTES = 64 << 30
 """A torch file whose members claim more than this, or more than the file holds, is refused."""
 MOST_JSON_BYTES = 1 << 20
+_MOST_HEADER_BYTES = 30 + 2 * 0xFFFF  # of a member of a zip archive: its fields, its name and extra fields
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def read_torch(path: Path) -> dict[str, Any]:
     """The dictionary in a file written by torch.save, read by `weights_only`: tensors and plain values, no code.
 
     InputError for files of old formats, for compressed or overlapping members, for pickles that want to run
-    something, and for anything damaged.
+    something or to reserve memory, and for anything damaged.
     """
     _refuse_bad_archive(path)
     try:
@@ -90,14 +92,34 @@ def _refuse_bad_archive(path: Path) -> None:
         raise InputError(
             f"{path}: its members claim {total:,} bytes, but the file has {size:,} and at most {MOST_BYTES:,} are read"
         )
+    _refuse_reservations(path, [member for member in members if member.filename.lower().endswith(".pkl")])
+
+
+def _refuse_reservations(path: Path, pickles: Sequence[zipfile.ZipInfo]) -> None:
+    """No pickle may name bytearray: torch allows it, and bytearray(N) fills any memory out of one number."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for each in pickles:
+            start = each.header_offset
+            if content.find(b"bytearray\n", start, start + _MOST_HEADER_BYTES + each.file_size) >= 0:
+                raise InputError(f"{path}: {each.filename!r} asks for a bytearray, as no weights do; it is not read")
 
 
 def as_weights(tensors: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
-    """Copies in memory; InputError where one is not a plain, dense, real tensor of floating-point numbers."""
+    """Copies in memory, which together are no larger than the file.
+
+    InputError where one is not a plain, dense, real tensor of floating-point numbers, or where they share memory to an
+    extent that their copies would outgrow the file.
+    """
     bad = [repr(name) for name, tensor in tensors.items() if not isinstance(name, str) or not _is_plain(tensor)]
     if bad:
         shown = ", ".join(bad[:5]) + (" ..." if len(bad) > 5 else "")
         raise InputError(f"{path}: not a floating-point tensor with memory of its own: {shown}; it is not read")
+    total, size = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
+    if total > size:  # one tensor under many names makes any size out of one
+        raise InputError(
+            f"{path}: its tensors share memory; apart they are {total:,} bytes, but the file has {size:,}: save a copy "
+            "of each (tensor.clone())"
+        )
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 

@@ -1,13 +1,12 @@
 """timm's vision transformers without class token, as a .safetensors file or a folder of timm's Hub layout."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cjepa.errors import InputError
-from cjepa.models.weights.contents import IMAGENET_MEAN, IMAGENET_STD, Channels, Weights, recognise
-from cjepa.models.weights.folder import TENSORS
+from cjepa.models.weights.contents import Weights, recognise, with_preparation
+from cjepa.models.weights.folder import CONFIG, TENSORS
 from cjepa.models.weights.names import POSITIONS, from_vit
 from cjepa.models.weights.reading import read_safetensors
 
@@ -31,21 +30,8 @@ def read_timm_folder(folder: Path, values: Mapping[str, Any], heads: int | None)
         raise InputError(f"{folder}: model_args and pretrained_cfg of its config.json must be objects")
     noted = arguments.get("num_heads")
     weights = read_safetensors_file(folder / TENSORS, heads or (noted if isinstance(noted, int) else None))
-    preparation = replace(
-        weights.preparation,
-        mean=channels(prepared.get("mean"), IMAGENET_MEAN),
-        std=channels(prepared.get("std"), IMAGENET_STD),
-        evaluation_crop=share(prepared.get("crop_pct")),
-    )
-    return replace(weights, preparation=preparation)
-
-
-def channels(value: object, default: Channels) -> Channels:
-    """Three finite numbers, one for each colour, or the default."""
-    if isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(each, int | float) for each in value):
-        red, green, blue = map(float, value)
-        return (red, green, blue)
-    return default
+    crop = share(prepared.get("crop_pct"))
+    return with_preparation(weights, prepared.get("mean"), prepared.get("std"), crop, f"{folder / CONFIG}")
 
 
 def share(value: object) -> float:

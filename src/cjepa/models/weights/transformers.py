@@ -4,17 +4,15 @@ Read without transformers itself: the folder's weights are plain safetensors.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cjepa.errors import InputError
 from cjepa.models.blocks import NORM_EPSILON
-from cjepa.models.weights.contents import IMAGENET_MEAN, IMAGENET_STD, Preparation, Weights, recognise
+from cjepa.models.weights.contents import Weights, recognise, with_preparation
 from cjepa.models.weights.folder import CONFIG, TENSORS
 from cjepa.models.weights.names import TRANSFORMERS_POSITIONS, from_transformers
 from cjepa.models.weights.reading import read_json, read_safetensors
-from cjepa.models.weights.timm import channels
 
 MODEL_TYPE = "ijepa"
 PROCESSOR = "preprocessor_config.json"
@@ -45,23 +43,21 @@ def read_transformers_folder(folder: Path, values: Mapping[str, Any]) -> Weights
     weights, _ = read_safetensors(folder / TENSORS)
     positions = weights.pop(TRANSFORMERS_POSITIONS, None)
     found = recognise("transformers", from_transformers(weights), positions, str(folder / TENSORS), heads)
-    return replace(found, preparation=_prepared(folder, found))
+    return _prepared(folder, found)
 
 
-def _prepared(folder: Path, found: Weights) -> Preparation:
+def _prepared(folder: Path, found: Weights) -> Weights:
     path = folder / PROCESSOR
     if not path.is_file():
-        return found.preparation
+        return found
     values = read_json(path)
-    return replace(
-        found.preparation,
-        mean=channels(values.get("image_mean"), IMAGENET_MEAN),
-        std=channels(values.get("image_std"), IMAGENET_STD),
-        evaluation_crop=_crop(values, found),
-    )
+    mean, std = values.get("image_mean"), values.get("image_std")
+    if values.get("do_normalize") is False:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return with_preparation(found, mean, std, _crop(values), str(path))
 
 
-def _crop(values: Mapping[str, Any], found: Weights) -> float:
+def _crop(values: Mapping[str, Any]) -> float:
     """The share of the shorter side that is kept: crop size over the side that it is resized to."""
     size, crop = values.get("size"), values.get("crop_size")
     if not isinstance(size, dict) or not isinstance(crop, dict) or not values.get("do_center_crop"):
@@ -69,4 +65,4 @@ def _crop(values: Mapping[str, Any], found: Weights) -> float:
     shortest, height = size.get("shortest_edge"), crop.get("height")
     if not isinstance(shortest, int) or not isinstance(height, int) or not 0 < height <= shortest:
         return 1.0
-    return min(found.preparation.image_size) / shortest
+    return height / shortest
