@@ -212,9 +212,12 @@ class _Measured:
     ) -> list[Result]:
         """What an encoder reaches."""
         digest = encoder_digest(encoder)
+
+        def measure(task: Task, work: Work) -> Values:
+            return task.measure(encoder, work)
+
         return [
-            self._result(name, step, digest, evaluation, task, partial(task.measure, encoder))
-            for evaluation, task in tasks
+            self._result(name, step, digest, evaluation, task, partial(measure, task)) for evaluation, task in tasks
         ]
 
     def _result(
