@@ -40,7 +40,7 @@ from cjepa.evaluation.retrieval import RetrievalConfig
 from cjepa.evaluation.segmentation import SegmentationConfig, open_segmentation
 from cjepa.evaluation.video import VideoConfig
 from cjepa.evaluation.work import Work
-from cjepa.runs.evaluating import Result, evaluate_run
+from cjepa.runs.evaluating import Result, encoder_digest, evaluate_run
 from cjepa.training.environment import describe_environment
 from cjepa.training.progress import Progress
 
@@ -170,8 +170,10 @@ def segmented(run: Path, evaluation: SegmentationConfig, seed: int) -> list[Resu
     protocol = keys | task.protocol() | {"precision": "float32", HEAD_SEED: seed}
     results = []
     for name, used in (("untrained", None), ("target", checkpoint)):
-        values = task.measure(build_encoder(config, used), Work(seed=seed, progress=Progress))
-        results.append(Result(0 if used is None else used.step, evaluation.name, name, protocol, values))
+        encoder = build_encoder(config, used)
+        values = task.measure(encoder, Work(seed=seed, progress=Progress))
+        step = 0 if used is None else used.step
+        results.append(Result(step, evaluation.name, name, encoder_digest(encoder), protocol, values))
     return results
 
 

@@ -155,6 +155,13 @@ def test_foreign_weights_are_evaluated_and_exported_like_our_own(
     config = TimmConfig()
     with pytest.raises(InputError, match="a width of 32 is that of no named size"):
         export_run(checkpoint, config, tmp_path / "none")
+    told = cjepa("evaluate", "knn", checkpoint, "k=[3]", "--images", images, "--heads", 2, "--batch-size", 5)
+    assert told.exit_code == 0, told.output
+    assert f"kept in {checkpoint}.evaluations.jsonl" in "".join(told.output.split("\n"))
+    exported = cjepa("export", checkpoint, "--format", "timm", "--heads", 2, "--out", tmp_path / "with heads")
+    assert exported.exit_code == 0, exported.output
+    embedded = cjepa("embed", checkpoint, images, "--heads", 2, "--out", tmp_path / "embedded.npy")
+    assert embedded.exit_code == 0, embedded.output
     monkeypatch.setattr("cjepa.models.weights.fitting.SIZES", {"tiny": (32, 1, 2)})
     export_run(checkpoint, config, tmp_path / "out", licence="cc-by-nc-4.0")
     expected = package.load_encoder(checkpoint)

@@ -65,6 +65,16 @@ def test_it_is_planned(name: str, images: Path, tmp_path: Path) -> None:
     assert found.footprint.operations > 0
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_grid_that_is_too_small_for_masks_does(name: str, images: Path, tmp_path: Path) -> None:
+    small = [f"data={images}", "model.encoder.patch_size=8"]
+    config = resolve(str(write_config(tmp_path)), [*small, *NAMES[name]])
+    assert config.grid == (2, 2)
+    assert plan(config, "cpu", 1, 48).seconds_per_image is not None
+    with pytest.raises(InputError, match="on a grid of 2 x 2"):
+        resolve(str(write_config(tmp_path)), [*small, "objective=cjepa"])
+
+
 def test_masks_that_no_objective_could_use_do_not_matter(images: Path, tmp_path: Path) -> None:
     """Blocks are not compared, so one target is enough."""
     config = resolve(str(write_config(tmp_path)), [f"data={images}", *NAMES["vicreg"], "masking.targets=1"])

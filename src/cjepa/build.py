@@ -10,9 +10,10 @@ import torch
 from cjepa.config import RunConfig, load_yaml, parse
 from cjepa.data import Splits, TrainingStream, ViewsStream
 from cjepa.errors import InputError
-from cjepa.masking import build_sampler
+from cjepa.masking import build_sampler, no_masks
 from cjepa.models import JEPA, Model, TwoViews, VisionTransformer
 from cjepa.models.pretrained import PretrainedEncoder, normalise
+from cjepa.models.vit import EncoderConfig
 from cjepa.models.weights import Preparation, Weights, holds_weights, open_weights
 from cjepa.objectives import IJepaConfig, SimsiamConfig, TwoViewsConfig, build_objective
 from cjepa.ranks import launched, local_count, local_rank, slots, world_size
@@ -45,7 +46,7 @@ def build_probe(config: RunConfig, splits: Splits) -> TrainingStream:
 def _stream(config: RunConfig, splits: Splits, first_slot: int, slots: int) -> TrainingStream:
     stream = ViewsStream if isinstance(config.objective, TwoViewsConfig) else TrainingStream
     batch_size = config.training.batch_size
-    return stream(splits.train, config.data, _sampler(config), batch_size, config.seed, first_slot, slots)
+    return stream(splits.train, config.data, sampler_of(config), batch_size, config.seed, first_slot, slots)
 
 
 def build_trainer(config: RunConfig, images: int, device: torch.device) -> Trainer:
@@ -65,7 +66,7 @@ def build_trainer(config: RunConfig, images: int, device: torch.device) -> Train
 
 def longest_step(config: RunConfig) -> int:
     """The one with the most tokens among the first steps of a run: it needs the most memory."""
-    sampler = _sampler(config)
+    sampler = sampler_of(config)
 
     def tokens(step: int) -> int:
         count, _, _ = predictor_tokens(config.model.predictor, _lengths(config, sampler(step, 0, 1)))
@@ -74,7 +75,10 @@ def longest_step(config: RunConfig) -> int:
     return max(range(_PROBED), key=tokens)
 
 
-def _sampler(config: RunConfig) -> MaskSampler:
+def sampler_of(config: RunConfig) -> MaskSampler:
+    """The masks of a run; those of two views, which nobody reads, are empty."""
+    if isinstance(config.objective, TwoViewsConfig):
+        return no_masks
     return build_sampler(config.masking, config.grid, config.seed, config.training.batch_size)
 
 
@@ -89,7 +93,7 @@ def footprint_of(config: RunConfig, kind: str) -> Footprint:
     if isinstance(objective, TwoViewsConfig):
         hidden = objective.hidden if isinstance(objective, SimsiamConfig) else None
         return views_footprint(config.model.encoder, objective.projector, hidden, patches, *how)
-    lengths = _lengths(config, _sampler(config)(longest_step(config), 0, 1))
+    lengths = _lengths(config, sampler_of(config)(longest_step(config), 0, 1))
     projector = None if isinstance(objective, IJepaConfig) else objective.projector
     return footprint(config.model, projector, lengths, *how)
 
@@ -212,14 +216,22 @@ def find_checkpoint(run: Path, when: When) -> Checkpoint:
 def build_encoder(config: RunConfig, checkpoint: Checkpoint | None, which: Which = "target") -> PretrainedEncoder:
     """The encoder of a checkpoint, or without one the untrained encoder, ready to be used."""
     if checkpoint is None:
-        weights = build_model(config).encoder
-    else:
-        weights = VisionTransformer(config.model.encoder)
-        name = "encoder" if which == "context" else "target_encoder"
-        weights.load_state_dict(checkpoint.tensors(name, like=weights.state_dict()))
-    encoder = PretrainedEncoder(
-        weights, config.data.size, config.data.mean, config.data.std, config.data.evaluation_crop
-    )
+        return untrained_encoder(config.model.encoder, _preparation(config), config.seed)
+    weights = VisionTransformer(config.model.encoder)
+    name = "encoder" if which == "context" else "target_encoder"
+    weights.load_state_dict(checkpoint.tensors(name, like=weights.state_dict()))
+    return _prepared(weights, _preparation(config))
+
+
+def untrained_encoder(config: EncoderConfig, preparation: Preparation, seed: int) -> PretrainedEncoder:
+    """The encoder that a run of any objective starts from, a function of the seed."""
+    weights = VisionTransformer(config)
+    weights.initialise(torch.Generator().manual_seed(seed))
+    return _prepared(weights, preparation)
+
+
+def _prepared(weights: VisionTransformer, how: Preparation) -> PretrainedEncoder:
+    encoder = PretrainedEncoder(weights, how.image_size, how.mean, how.std, how.evaluation_crop)
     return encoder.requires_grad_(False).eval()
 
 

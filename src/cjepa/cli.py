@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cjepa import __version__
-from cjepa.cli_arguments import Changes, Origin, Weights, one_of, variant
+from cjepa.cli_arguments import Changes, Heads, Origin, Weights, one_of, variant
 from cjepa.cli_files import embed, export, shard
 from cjepa.cli_terminal import messages_on_terminal, print_table
 from cjepa.errors import CjepaError, NoValidCheckpointError, StoppedEarly
@@ -177,6 +177,15 @@ def evaluate(
     images: Annotated[
         Path | None, typer.Option(help="Labelled images to use in place of the run's.", show_default=False)
     ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images per forward pass, frozen.", show_default="monitor.batch_size of the run"),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, max=256, help="Processes that decode images.", show_default="data.workers of the run"),
+    ] = None,
+    heads: Heads = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
     """Evaluate the encoder of RUN beside what it has to beat: cjepa evaluate knn RUN k=[20].
@@ -196,6 +205,9 @@ def evaluate(
         checkpoint=one_of("--checkpoint", checkpoint, get_args(When)),
         images=images,
         device=device,
+        heads=heads,
+        batch_size=batch_size,
+        workers=workers,
     )
     if not is_first():
         return

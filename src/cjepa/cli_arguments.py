@@ -18,6 +18,11 @@ Weights = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, or weights: an export, an I-JEPA checkpoint, ...")
 ]
 
+Heads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Attention heads, of weights that do not tell them.", show_default=False),
+]
+
 
 def variant(kind: str, union: Any, name: str, changes: Sequence[str]) -> Any:
     """The config of a named variant after the changes."""

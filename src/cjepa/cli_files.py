@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from cjepa.cli_arguments import Changes, Weights, one_of, variant
+from cjepa.cli_arguments import Changes, Heads, Weights, one_of, variant
 from cjepa.errors import InputError
 
 
@@ -21,6 +21,7 @@ def export(
     licence: Annotated[
         str, typer.Option(help="Identifier of the weights' licence, for the model card.", show_default=False)
     ] = "",
+    heads: Heads = None,
 ) -> None:
     """Write the encoder of RUN with a model card: cjepa export RUN --format timm --out DIR.
 
@@ -39,6 +40,7 @@ def export(
         which=one_of("--encoder", encoder, get_args(Which)),
         checkpoint=one_of("--checkpoint", checkpoint, get_args(When)),
         licence=licence,
+        heads=heads,
     )
     typer.echo(export_text(written))
 
@@ -56,6 +58,7 @@ def embed(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16; embeddings are float32.")] = "float32",
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images, 0 for the main one.")] = 0,
+    heads: Heads = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
     """Embed all images with the encoder of RUN: cjepa embed RUN IMAGES --out embeddings.npy.
@@ -83,6 +86,7 @@ def embed(
         checkpoint=one_of("--checkpoint", checkpoint, get_args(When)),
         device=device,
         workers=workers,
+        heads=heads,
     )
     typer.echo(embedded_text(embedded))
 

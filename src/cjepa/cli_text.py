@@ -15,7 +15,7 @@ from cjepa.config.presets import preset_names, preset_summary
 from cjepa.evaluation import EvaluationConfig
 from cjepa.export import Export, ExportConfig
 from cjepa.export.card import number
-from cjepa.runs import Demo, Diagnosis, Embedded, Outcome, Plan, Replayed, Result, Sharded
+from cjepa.runs import Demo, Diagnosis, Embedded, Outcome, Plan, Replayed, Result, Sharded, results_path
 from cjepa.types import Part
 
 WIDTH = 80
@@ -140,7 +140,7 @@ def results_text(results: Sequence[Result], run: Path) -> str:
     if "image_size" in protocol:
         height, width = protocol["image_size"]
         counted += f", {height} x {width} pixels"
-    return f"{counted}\nkept in {run / 'evaluations.jsonl'}"
+    return f"{counted}\nkept in {results_path(run)}"
 
 
 def export_text(written: Export) -> str:

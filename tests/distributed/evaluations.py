@@ -1,5 +1,6 @@
 """Evaluations of a finished run, as the ranks of the tests do them."""
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 import cjepa.evaluation.labelled as place
 from cjepa.data import EvaluationImages
-from cjepa.errors import CjepaError, InputError
+from cjepa.errors import CjepaError, InputError, StoppedEarly
 from cjepa.evaluation import Evaluation
 from cjepa.evaluation.features import extract_features
 from cjepa.evaluation.knn import KnnConfig
@@ -35,6 +36,22 @@ class Found:
     values: list[dict[str, float]]
     error: str | None
     images: int
+
+
+def interrupted(run: Path) -> str:
+    """What a rank is told when the second one gets a signal while it extracts features."""
+
+    def extract(*arguments: object, **options: object) -> Tensor:
+        if rank() == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return extract_features(*arguments, **options)  # type: ignore[arg-type]
+
+    with patch.object(place, "extract_features", extract):
+        try:
+            evaluate_run(run, QUICK, device="cpu")
+        except StoppedEarly as stopped:
+            return str(stopped)
+    return "not stopped"
 
 
 def evaluated(run: Path, evaluations: list[Evaluation], failing: int | None = None) -> Found:

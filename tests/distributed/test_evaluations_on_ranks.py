@@ -11,7 +11,7 @@ import yaml
 
 from cjepa.evaluation.shares import share
 from cjepa.training.rows import read_rows
-from tests.distributed.evaluations import QUICK, Found, evaluated
+from tests.distributed.evaluations import QUICK, Found, evaluated, interrupted
 from tests.distributed.harness import on_ranks
 
 
@@ -44,6 +44,11 @@ def test_ranks_find_what_one_process_finds(run: Path, tmp_path: Path, ranks: int
 def test_an_error_on_one_rank_is_an_error_of_all(run: Path) -> None:
     for found in on_ranks(2, evaluated, run, QUICK[:1], 1):
         assert found.error == "the second machine has no such image"
+
+
+def test_a_signal_to_one_rank_ends_all(run: Path) -> None:
+    assert on_ranks(2, interrupted, run) == ["stopped by SIGTERM; the same command continues"] * 2
+    assert not [row for row in read_rows(run / "evaluations.jsonl") if row["encoder"] in ("untrained", "target")]
 
 
 @pytest.mark.distributed

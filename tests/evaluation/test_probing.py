@@ -1,14 +1,18 @@
 """Probes that train heads on crops: against scikit-learn, resumed to the bit, and their known scores."""
 
+import os
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cjepa.errors import DivergedError, InputError, StoppedEarly
+from cjepa.errors import DivergedError, InputError, StoppedEarly, WorkerError
 from cjepa.evaluation import fitting
 from cjepa.evaluation.attentive import AttentiveConfig, AttentiveHead, open_attentive
 from cjepa.evaluation.fitting import SCALE, Plan, fit, warmup_cosine
@@ -132,6 +136,38 @@ def test_continuing_repeats_weights_moments_and_dropout(build, tmp_path: Path) -
     plan, continued = quadratic(12, build)
     fit(plan, Work(keeper=keeper))
     assert torch.equal(continued.weight, expected.weight)
+
+
+class Broken(torch.utils.data.Dataset[Any]):
+    """Batches of which that of step 2 cannot be made."""
+
+    def __init__(self, fault: Callable[[], object]) -> None:
+        self.fault = fault
+
+    def __getitem__(self, step: int) -> tuple[Tensor]:
+        if step == 2:
+            self.fault()
+        return (torch.ones(5, 3),)
+
+
+def refuse() -> None:
+    raise InputError("mask 7 has another size than its image")
+
+
+@pytest.mark.parametrize(
+    ("fault", "patience", "error", "message"),
+    [
+        (refuse, 600.0, InputError, "^mask 7 has another size than its image$"),
+        (lambda: os._exit(3), 600.0, WorkerError, "ended with exit code 3 while reading the images of step 2;"),
+        (lambda: time.sleep(60), 1.0, WorkerError, "no batch .* worker 0 while reading the images of step 2;"),
+    ],
+)
+def test_what_goes_wrong_in_a_worker_is_said_and_ends_the_fit(
+    fault: Callable[[], object], patience: float, error: type[Exception], message: str
+) -> None:
+    plan, _ = quadratic(4, lambda parameters: torch.optim.SGD(parameters, 0.1))
+    with pytest.raises(error, match=message):
+        fit(replace(plan, batches=Broken(fault)), Work(workers=1, patience=patience))
 
 
 def test_fitting_leaves_the_generator_alone() -> None:

@@ -1,7 +1,9 @@
 """Video: DAVIS's measures against the public evaluation and a literal count, propagation, what is refused."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -216,11 +218,26 @@ def test_a_perfect_prediction_scores_100_and_a_constant_video_is_kept(davis: Pat
     assert task(davis).measure_baseline(FIRST_MASK, Work())["F_mean"] == 100
 
 
-def test_interrupted_it_continues_after_the_last_sequence(davis: Path, tmp_path: Path) -> None:
+def stopped_in_the_second_call() -> Callable[..., Any]:
+    propagate, calls = VideoTask._propagate, iter(range(2))
+
+    def stopped(*arguments: Any) -> Any:
+        if next(calls):
+            raise StoppedEarly
+        return propagate(*arguments)
+
+    return stopped
+
+
+def test_interrupted_it_continues_after_the_last_sequence(
+    davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = task(davis).measure(small_encoder(), Work())
     keeper = RunKeeper(tmp_path / "run", {})
-    with pytest.raises(StoppedEarly, match="after sequence 1 of 2"):
-        task(davis).measure(small_encoder(), Work(keeper=keeper, stop=lambda: "SIGTERM"))
+    with monkeypatch.context() as patch:
+        patch.setattr("cjepa.evaluation.video.VideoTask._propagate", stopped_in_the_second_call())
+        with pytest.raises(StoppedEarly):
+            task(davis).measure(small_encoder(), Work(keeper=keeper))
     for file in (davis / "JPEGImages" / "480p" / "slow").iterdir():
         file.write_bytes(b"not looked at again")
     assert [each.name for each in task(davis).sequences] == ["slow", "fast"]

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -59,6 +60,14 @@ def test_all_pictures_are_written_wide_enough_and_without_dates_or_versions(tmp_
             assert 1000 <= picture.width <= 1600
             assert not {"Software", "Creation Time", "date"} & picture.info.keys()
             assert np.asarray(picture.convert("L")).std() > 1
+
+
+def test_without_masks_both_views_are_drawn_in_their_place(tmp_path):
+    changed = material()
+    views = images(3, 16, 24), images(3, 16, 24).flip(3)
+    changed["examples"] = replace(changed["examples"], masks=(), views=views)
+    names = [path.stem for path in write_pictures(tmp_path, **changed)]
+    assert names == ["curves", "views", *NAMES[3:]]
 
 
 def test_equal_material_gives_equal_bytes_whatever_the_users_settings(tmp_path):

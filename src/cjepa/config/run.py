@@ -43,7 +43,8 @@ class RunConfig(Part):
         self._patches_fit()
         self._blocks_can_be_compared()
         self._predictor_heads_divide()
-        build_sampler(self.masking, self.grid, self.seed, self.training.batch_size)
+        if not isinstance(self.objective, TwoViewsConfig):
+            build_sampler(self.masking, self.grid, self.seed, self.training.batch_size)
         return self
 
     def _patches_fit(self) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from cjepa.data.crops import centre_crop
 from cjepa.data.decoding import UnreadableImageError
-from cjepa.data.loader import PATIENCE, Notes, load
+from cjepa.data.loader import PATIENCE, Notes, image_of, load
 from cjepa.data.source import ImageSource
 from cjepa.types import Unreadable
 
@@ -71,7 +71,7 @@ def iterate_every(
         images,
         range(first_batch, len(images)),
         images.notes,
-        images.source.names.__getitem__,
+        image_of(images.source.names),
         workers=workers,
         patience=patience,
         pinned=torch.cuda.is_available(),

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -38,6 +38,11 @@ _LIKELY_CAUSES: dict[int, str] = {
     signal.SIGBUS: f"most likely /dev/shm is full: {_MORE_SHARED_MEMORY}",
     signal.SIGSEGV: "most likely a fault in an image library: move that image away",
 }
+
+
+def image_of(names: Sequence[str]) -> Callable[[int], str]:
+    """What messages call an image: its name and its index."""
+    return lambda index: f"{names[index]} (image {index})"
 
 
 class Notes:
@@ -69,7 +74,7 @@ class Notes:
     def describe(self, worker: int, name: Callable[[int], str]) -> str:
         """What a worker is reading, in words."""
         sample = self._samples[worker]
-        return "between two images" if sample == _NOTHING else f"while reading {name(sample)} (image {sample})"
+        return "between two images" if sample == _NOTHING else f"while reading {name(sample)}"
 
     def busy(self) -> list[int]:
         """The workers that are reading something."""
@@ -103,7 +108,7 @@ def load(
                 batch_size,
                 sampler=order,
                 num_workers=workers,
-                collate_fn=_collate if batch_size is not None else None,
+                collate_fn=_collate if batch_size is not None else _as_it_is,
                 pin_memory=pinned,
                 timeout=min(_LOOK_EVERY, patience) if workers else 0,
                 worker_init_fn=partial(_begin_worker, os.getpid(), notes) if workers else None,
@@ -207,6 +212,11 @@ class _Caught(Dataset[Any]):
             return self.dataset[index]
         except InputError as error:
             return error
+
+
+def _as_it_is(item: T) -> T:
+    """torch's own conversion would make lists of tuples."""
+    return item
 
 
 def _collate(items: list[Any]) -> Any:

@@ -13,7 +13,7 @@ from cjepa.data.config import DataConfig
 from cjepa.data.crops import DRAWS, random_crop
 from cjepa.data.decoding import UnreadableImageError
 from cjepa.data.device_crops import DeviceImages
-from cjepa.data.loader import PATIENCE, Notes, load
+from cjepa.data.loader import PATIENCE, Notes, image_of, load
 from cjepa.data.order import sample_at
 from cjepa.data.source import ImageSource
 from cjepa.errors import InputError
@@ -143,6 +143,6 @@ def iterate(
     notes = Notes(workers)
     noted = copy.copy(stream)
     noted.source = _Noted(stream.source, notes)
-    name = stream.source.names.__getitem__
+    name = image_of(stream.source.names)
     pinned = torch.cuda.is_available() and stream.on_device is None
     yield from load(noted, range(start, stop), notes, name, workers=workers, patience=patience, pinned=pinned)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from cjepa.data import EvaluationImages, TwoCrops
-from cjepa.data.loader import PATIENCE, Noted, Notes, load
+from cjepa.data.loader import PATIENCE, Noted, Notes, image_of, load
 from cjepa.errors import DivergedError, InputError
 from cjepa.evaluation.pooling import LAST_LAYER, PoolingConfig, pooled
 from cjepa.evaluation.storage import FeatureStore, row_blocks
@@ -43,7 +43,7 @@ def batches_of(
     """Images in batches, in order; a dead or hung worker is a WorkerError that names the image."""
     if isinstance(images, Tensor):
         return torch.split(images, batch_size)
-    name = images.source.names.__getitem__ if isinstance(images, EvaluationImages | TwoCrops) else "item {}".format
+    name = image_of(images.source.names) if isinstance(images, EvaluationImages | TwoCrops) else "image {}".format
     notes = Notes(workers)
     return load(
         Noted(images, notes),

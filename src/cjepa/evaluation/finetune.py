@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from cjepa.data import EvaluationImages
 from cjepa.errors import InputError
 from cjepa.evaluation.batches import LabelledBatches, steps_of
-from cjepa.evaluation.features import batches_of
 from cjepa.evaluation.fitting import SCALE, Plan, fit, warmup_cosine
-from cjepa.evaluation.labelled import LabelledImages
+from cjepa.evaluation.labelled import LabelledImages, accuracies
 from cjepa.evaluation.task import EncoderTask, Values
 from cjepa.evaluation.work import Work
 from cjepa.models import VisionTransformer
@@ -169,18 +167,13 @@ class FinetuneTask(EncoderTask):
 
     def _accuracy(self, model: Classifier, work: Work) -> float:
         model.eval()
-        data, test, right, done = self.images.data, self.images.test, 0, 0
-        images = EvaluationImages(test, data)
-        batches = batches_of(images, work.batch_size, work.workers, patience=data.worker_timeout)
-        with torch.inference_mode(), work.progress("test image", len(test)) as line:
-            for batch in batches:
-                with work.autocast():
-                    logits = model(normalise(batch.to(work.device), data.mean, data.std))
-                labels = torch.from_numpy(test.labels[done : done + len(batch)]).to(work.device)
-                right += int((logits.argmax(1) == labels).sum())
-                done += len(batch)
-                line.update(done, {}, len(batch))
-        return 100 * right / done
+
+        def classify(images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
+            with work.autocast():
+                return [model(images)]
+
+        [percent] = accuracies(classify, self.images.test, self.images.data, "test image", work)
+        return percent
 
 
 def open_finetune(config: FinetuneConfig, images: LabelledImages) -> FinetuneTask:

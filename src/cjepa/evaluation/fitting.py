@@ -1,16 +1,17 @@
 """The loop in which heads, and encoders with them, are fitted: every evaluation that trains takes its steps here."""
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from cjepa.data.loader import Noted, Notes, load
 from cjepa.errors import DivergedError, StoppedEarly
 from cjepa.evaluation.work import Kept, Work
 
@@ -46,15 +47,19 @@ def fit(plan: Plan[B], work: Work) -> None:
     """Take the steps that are left: all of them, or those after the last save of the same evaluation.
 
     Step by step the same numbers, interrupted or not: batches are functions of the step, and so are torch's random
-    numbers within it. Raises StoppedEarly at a signal, after saving, and DivergedError if the loss is not finite.
+    numbers within it. Raises StoppedEarly at a signal, after saving, DivergedError if the loss is not finite, and
+    WorkerError if a worker dies or hangs.
     """
     start = _restore(plan, work)
     saved = monotonic()
-    with _own_generators(work.device), work.progress("step", plan.steps) as line:
+    with (
+        work.unbroken(),
+        _own_generators(work.device),
+        work.progress("step", plan.steps) as line,
+        closing(_batches(plan, start, work)) as batches,
+    ):
         line.update(start, {})
-        steps = range(start, plan.steps)
-        loader = DataLoader(plan.batches, None, sampler=steps, num_workers=work.workers, collate_fn=_as_it_is)
-        for step, batch in enumerate(loader, start):
+        for step, batch in enumerate(batches, start):
             torch.manual_seed(work.seed * 1_000_003 + step)
             loss = _take_step(plan, batch, step)
             line.update(step + 1, {"loss": loss}, plan.images)
@@ -66,6 +71,13 @@ def fit(plan: Plan[B], work: Work) -> None:
                 raise StoppedEarly(
                     f"stopped by {asked} after step {step + 1} of {plan.steps}; the same command continues"
                 )
+
+
+def _batches(plan: Plan[B], start: int, work: Work) -> Generator[B, None, None]:
+    notes = Notes(work.workers)
+    name = "the images of step {}".format
+    steps = range(start, plan.steps)
+    return load(Noted(plan.batches, notes), steps, notes, name, workers=work.workers, patience=work.patience)
 
 
 def _take_step(plan: Plan[B], batch: B, step: int) -> float:
@@ -82,11 +94,6 @@ def _take_step(plan: Plan[B], batch: B, step: int) -> float:
     plan.optimizer.step()
     plan.after(step)
     return value
-
-
-def _as_it_is(batch: B) -> B:
-    """The loader's own conversion would make lists of tuples."""
-    return batch
 
 
 def warmup_cosine(step: int, warmup: int, total: int, final: float = 0.0) -> float:

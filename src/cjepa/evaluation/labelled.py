@@ -1,12 +1,13 @@
 """Labelled images, and the features of them that encoders and baselines give."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from cjepa.data import DataConfig, EvaluationImages, ImageSource
@@ -15,7 +16,7 @@ from cjepa.evaluation.features import LabelledFeatures, batches_of, extract_feat
 from cjepa.evaluation.pooling import PoolingConfig
 from cjepa.evaluation.shares import in_shares, share
 from cjepa.evaluation.work import Work
-from cjepa.models.pretrained import PretrainedEncoder
+from cjepa.models.pretrained import PretrainedEncoder, normalise
 from cjepa.ranks import on_first, rank
 
 BASELINES = {"raw pixels": raw_pixels, "colour statistics": colour_statistics}
@@ -69,20 +70,21 @@ class LabelledImages:
         with work.progress("features", sum(sizes)) as line:
 
             def features(source: ImageSource, before: int) -> Tensor:
-                return extract_features(
-                    encoder,
-                    EvaluationImages(source, self.data),
-                    self.data.mean,
-                    self.data.std,
-                    device=work.device,
-                    precision=work.precision,
-                    batch_size=work.batch_size,
-                    workers=work.workers,
-                    patience=self.data.worker_timeout,
-                    progress=lambda done: line.update(before + done, {}),
-                    pooling=pooling,
-                    scratch=work.scratch,
-                )
+                with work.promptly():
+                    return extract_features(
+                        encoder,
+                        EvaluationImages(source, self.data),
+                        self.data.mean,
+                        self.data.std,
+                        device=work.device,
+                        precision=work.precision,
+                        batch_size=work.batch_size,
+                        workers=work.workers,
+                        patience=work.patience,
+                        progress=lambda done: line.update(before + done, {}),
+                        pooling=pooling,
+                        scratch=work.scratch,
+                    )
 
             parts = [
                 in_shares(partial(features, before=before), source, work.batch_size, work.scratch)
@@ -93,12 +95,37 @@ class LabelledImages:
     def _computed(self, function: Callable[[Tensor], Tensor], work: Work) -> LabelledFeatures:
         def features(source: ImageSource) -> Tensor:
             images = EvaluationImages(source, self.data)
-            batches = batches_of(images, work.batch_size, work.workers, patience=self.data.worker_timeout)
+            batches = batches_of(images, work.batch_size, work.workers, patience=work.patience)
             return torch.cat([function(batch) for batch in batches])
 
-        return self._labelled(features(self.train), features(self.test))
+        with work.promptly():
+            return self._labelled(features(self.train), features(self.test))
 
     def _labelled(self, train: Tensor | None, test: Tensor | None) -> LabelledFeatures:
         assert train is not None
         assert test is not None
         return LabelledFeatures.select(train, self.train.labels, test, self.test.labels, self.train.classes)
+
+
+def accuracies(
+    classify: Callable[[Float[Tensor, "B 3 H W"]], Sequence[Float[Tensor, "B classes"]]],
+    source: ImageSource,
+    data: DataConfig,
+    what: str,
+    work: Work,
+) -> list[float]:
+    """Percent of a source's centre crops that each of several classifiers has right.
+
+    classify: normalised images on the device to the logits of each classifier. what: the line calls an image.
+    """
+    right: list[Tensor] = []
+    images = EvaluationImages(source, data)
+    with torch.inference_mode(), work.progress(what, len(source)) as line:
+        done = 0
+        for batch in batches_of(images, work.batch_size, work.workers, patience=work.patience):
+            labels = torch.from_numpy(source.labels[done : done + len(batch)]).to(work.device)
+            logits = classify(normalise(batch.to(work.device), data.mean, data.std))
+            right.append(torch.stack([(each.argmax(1) == labels).sum() for each in logits]))
+            done += len(batch)
+            line.update(done, {}, len(batch))
+    return [100 * count / done for count in torch.stack(right).sum(0).tolist()]

@@ -11,12 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from cjepa.data import EvaluationImages, ImageSource
+from cjepa.data import ImageSource
 from cjepa.data.source import Subset
 from cjepa.evaluation.batches import LabelledBatches, steps_of
-from cjepa.evaluation.features import batches_of
 from cjepa.evaluation.fitting import Plan, fit, warmup_cosine
-from cjepa.evaluation.labelled import LabelledImages
+from cjepa.evaluation.labelled import LabelledImages, accuracies
 from cjepa.evaluation.linear import validation_images
 from cjepa.evaluation.task import EncoderTask, Values
 from cjepa.evaluation.work import Work
@@ -110,15 +109,10 @@ class ProbeTask(EncoderTask):
         self, encoder: PretrainedEncoder, heads: nn.ModuleList, source: ImageSource, what: str, work: Work
     ) -> list[float]:
         """Percent right of every head on centre crops."""
-        data, right, done = self.images.data, np.zeros(len(heads), dtype=np.int64), 0
-        images = EvaluationImages(source, data)
-        batches = batches_of(images, work.batch_size, work.workers, patience=data.worker_timeout)
-        with torch.inference_mode(), work.progress(what, len(source)) as line:
-            for batch in batches:
-                with work.autocast():
-                    features = self.probe.encode(encoder, normalise(batch.to(work.device), data.mean, data.std))
-                labels = torch.from_numpy(source.labels[done : done + len(batch)]).to(work.device)
-                right += [int((head(features.float()).argmax(1) == labels).sum()) for head in heads]
-                done += len(batch)
-                line.update(done, {}, len(batch))
-        return [float(100 * count / done) for count in right]
+
+        def classify(images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
+            with work.autocast():
+                features = self.probe.encode(encoder, images)
+            return [head(features.float()) for head in heads]
+
+        return accuracies(classify, source, self.images.data, what, work)

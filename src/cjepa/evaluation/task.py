@@ -57,7 +57,7 @@ class FeatureTask:
 
     def measure(self, encoder: PretrainedEncoder, work: Work) -> Values:
         """The values of the encoder's pooled features."""
-        return self._evaluated(self.images.embedded(encoder, self.pooling, work))
+        return self._evaluated(self.images.embedded(encoder, self.pooling, work), work)
 
     def baselines(self) -> tuple[str, ...]:
         """Functions of the pixels."""
@@ -65,12 +65,13 @@ class FeatureTask:
 
     def measure_baseline(self, name: str, work: Work) -> Values:
         """The values of features that nobody had to learn."""
-        return self._evaluated(self.images.baseline(name, work))
+        return self._evaluated(self.images.baseline(name, work), work)
 
-    def _evaluated(self, features: LabelledFeatures | None) -> Values:
+    def _evaluated(self, features: LabelledFeatures | None, work: Work) -> Values:
         def evaluate() -> Values:
             assert features is not None, "the first rank has them"
-            return self.evaluate(features)
+            with work.promptly():
+                return self.evaluate(features)
 
         return from_first(evaluate)
 

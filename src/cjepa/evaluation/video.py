@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize, one_hot
 
 from cjepa.data import DataConfig
-from cjepa.errors import StoppedEarly
 from cjepa.evaluation.davis import Sequence, fingerprint, open_davis
 from cjepa.evaluation.davis_scores import VOID, object_scores, summary
 from cjepa.evaluation.task import EncoderTask, Values
@@ -91,11 +90,6 @@ class VideoTask(EncoderTask):
                 found = self._propagate(encoder, sequence, first_mask(truth), work, line_of(line, sum(frames[:number])))
                 done.append([part.tolist() for part in object_scores(truth, found)])
                 work.keeper.save(Kept(len(done), {}, {"scores": done}))
-                if (asked := work.stop()) and len(done) < len(self.sequences):
-                    raise StoppedEarly(
-                        f"stopped by {asked} after sequence {len(done)} of {len(self.sequences)}; the same command "
-                        "continues"
-                    )
         return summary([(np.array(region), np.array(contour)) for region, contour in done])
 
     def _propagate(

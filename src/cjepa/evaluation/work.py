@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from cjepa.data.loader import PATIENCE
+
 
 @runtime_checkable
 class Line(Protocol):
@@ -63,18 +65,23 @@ class Forgetful:
 class Work:
     """How an evaluation computes.
 
-    batch_size: images per forward pass of a frozen encoder. progress: opens a line for a description and a total.
-    stop: the name of the signal that asked to stop, if one did. scratch: a folder for features that do not fit into
-    memory; it must lie on a disk.
+    batch_size: images per forward pass of a frozen encoder. patience: seconds after which workers count as hung.
+    progress: opens a line for a description and a total. promptly: within, a signal raises StoppedEarly at once; it
+    is around all that one rank does on its own. unbroken: within, it does not after all, for what asks `stop` between
+    its steps, and saves. stop: the name of the signal that asked to stop, if one did. scratch: a folder for features
+    that do not fit into memory; it must lie on a disk.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Literal["float32", "bfloat16"] = "float32"
     batch_size: int = 256
     workers: int = 0
+    patience: float = PATIENCE
     seed: int = 0
     progress: Callable[[str, int], AbstractContextManager[Line]] = lambda *_: nullcontext(Silent())
     keeper: Keeper = field(default_factory=Forgetful)
+    promptly: Callable[[], AbstractContextManager[None]] = nullcontext
+    unbroken: Callable[[], AbstractContextManager[None]] = nullcontext
     stop: Callable[[], str | None] = lambda: None
     scratch: Path | None = None
 

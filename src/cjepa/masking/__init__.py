@@ -2,14 +2,15 @@
 
 from typing import Annotated, assert_never
 
+import torch
 from pydantic import Field
 
 from cjepa.masking.blocks import Size
 from cjepa.masking.multiblock import MultiblockConfig, MultiblockSampler
 from cjepa.masking.reference import ReferenceConfig, ReferenceSampler
-from cjepa.types import MaskSampler
+from cjepa.types import Masks, MaskSampler
 
-__all__ = ["MaskingConfig", "MultiblockConfig", "ReferenceConfig", "build_sampler"]
+__all__ = ["MaskingConfig", "MultiblockConfig", "ReferenceConfig", "build_sampler", "no_masks"]
 
 MaskingConfig = Annotated[MultiblockConfig | ReferenceConfig, Field(discriminator="name")]
 
@@ -28,3 +29,8 @@ def build_sampler(
             return ReferenceSampler(config, Size(*grid), seed, batch_size)
         case _:
             assert_never(config)
+
+
+def no_masks(step: int, first: int, count: int) -> Masks:  # noqa: ARG001
+    """A sampler for objectives without masks: no patch is context, no block is predicted."""
+    return Masks(torch.empty(count, 0, dtype=torch.int64), torch.empty(count, 0, 0, dtype=torch.int64))

@@ -3,7 +3,7 @@
 from cjepa.runs.demo import Demo, run_demo
 from cjepa.runs.doctor import Diagnosis, diagnose, environment
 from cjepa.runs.embedding import Embedded, EmbeddingJob, embed_images
-from cjepa.runs.evaluating import Result, evaluate_run
+from cjepa.runs.evaluating import Result, evaluate_run, results_path
 from cjepa.runs.exporting import card_of, export_run
 from cjepa.runs.pictures import PICTURES, draw_pictures
 from cjepa.runs.planning import Plan, plan
@@ -37,6 +37,7 @@ __all__ = [
     "plan",
     "pretrain",
     "replay",
+    "results_path",
     "run_demo",
     "shard_images",
     "visualize",

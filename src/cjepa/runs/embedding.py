@@ -70,6 +70,7 @@ def embed_images(
     checkpoint: When = "last",
     device: str = "auto",
     workers: int = 0,
+    heads: int | None = None,
 ) -> Embedded:
     """Embed all images of `images` with the encoder of a run, or of weights that cjepa.load_encoder opens.
 
@@ -82,7 +83,7 @@ def embed_images(
     if out.exists():
         raise InputError(f"{out} exists already; move it away or name another file with --out")
     chosen = choose_device(device)
-    encoder = load_encoder(path, encoder=which, checkpoint=checkpoint)
+    encoder = load_encoder(path, encoder=which, checkpoint=checkpoint, heads=heads)
     source = _source(images)
     size = job.image_size or encoder.image_size
     columns = _columns(encoder, size, job.features)

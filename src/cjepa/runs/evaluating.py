@@ -1,5 +1,7 @@
 """`cjepa evaluate`: the encoder of a run beside its untrained start and features that nobody had to learn."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -8,29 +10,41 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from cjepa.build import When, Which, build_encoder, choose_device, find_checkpoint, read_config
-from cjepa.config import RunConfig
+from cjepa.build import (
+    When,
+    Which,
+    build_encoder,
+    choose_device,
+    find_checkpoint,
+    read_config,
+    untrained_encoder,
+)
+from cjepa.config import parse
 from cjepa.data import DataConfig, FolderConfig
-from cjepa.errors import InputError, StorageError
+from cjepa.errors import InputError, StoppedEarly, StorageError
 from cjepa.evaluation import Evaluation, open_task
 from cjepa.evaluation.labelled import LabelledImages
+from cjepa.evaluation.monitor import MonitorConfig
 from cjepa.evaluation.task import Task, Values
 from cjepa.evaluation.work import Work
-from cjepa.models import ModelConfig
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.models.weights import Weights, holds_weights, open_weights
 from cjepa.ranks import collect, from_first, is_first, joined, rank
 from cjepa.runs.keeping import RunKeeper
 from cjepa.runs.labelled_images import open_labelled
-from cjepa.training.interruption import Interruption
+from cjepa.training.interruption import Interrupted, Interruption, stopping_at_once
 from cjepa.training.progress import Progress
 from cjepa.training.rows import RowLog, read_rows
+from cjepa.training.trainer import TrainingConfig
 
 _log = logging.getLogger(__name__)
 
 EVALUATIONS = "evaluations.jsonl"
 PATIENCE = timedelta(days=30)
 """How long ranks wait for the first one, which may train for days; should it die, torchrun ends them."""
+WEIGHTS_SEED = 0
+"""Of the random start that weights without a run are compared with, and of heads that are trained on them."""
+_ADVICE = "the same command continues"
 RAW_PIXELS, COLOUR_STATISTICS, UNTRAINED = "raw pixels", "colour statistics", "untrained"
 
 
@@ -39,14 +53,23 @@ class Result:
     """One line of evaluations.jsonl: the values of one evaluation of one encoder, or of features without one.
 
     encoder: target, context, untrained, raw pixels or colour statistics. step: of the checkpoint, 0 without one.
+    digest: of the encoder (`encoder_digest`), None for features without one.
     protocol: everything else that decides the values; only values of equal protocols compare.
     """
 
     step: int
     name: str
     encoder: str
+    digest: str | None
     protocol: dict[str, Any]
     values: dict[str, float]
+
+
+def encoder_digest(encoder: PretrainedEncoder) -> str:
+    """What tells one encoder's results from another's that lies, or lay, in the same place: a sha256."""
+    config = encoder.encoder.config
+    parts = encoder.digest(), config.heads, config.position_scale, *encoder.mean, *encoder.std
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def evaluate_run(
@@ -58,92 +81,114 @@ def evaluate_run(
     images: Path | None = None,
     device: str = "auto",
     comparisons: bool = True,
+    heads: int | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
 ) -> list[Result]:
     """Each evaluation of a run's encoder, after those of what it has to beat: baselines and the untrained encoder.
 
     Every result is a line of evaluations.jsonl in the run folder; what is there is not computed again, and what was
     interrupted continues. run: a run folder, or weights that cjepa.load_encoder opens. images: a folder of labelled
     images in place of those that the run was trained on, for evaluations that name no data of their own. comparisons:
-    also what it has to beat. Raises InputError without a run, a checkpoint or usable images, NoValidCheckpointError
-    when no checkpoint verifies, StoppedEarly at a signal.
+    also what it has to beat. heads: as cjepa.load_encoder takes them. batch_size, workers: images per forward pass of a
+    frozen encoder, and processes that load them, where not as the run has them. Raises InputError without a run, a
+    checkpoint or usable images, NoValidCheckpointError when no checkpoint verifies, StoppedEarly at a signal.
 
     Started by torchrun, every rank calls it and returns the same: features are extracted in shares, and the rest is
     done by the first rank, which alone writes.
     """
-    with joined(choose_device(device), PATIENCE):
-        return _evaluate(run, evaluations, which, checkpoint, images, device, comparisons)
+    with joined(choose_device(device), PATIENCE), stopping_at_once(_ADVICE):
+        subject = _subject(run, which, checkpoint, images, heads)
+        work = replace(
+            subject.work,
+            device=choose_device(device),
+            batch_size=batch_size or subject.work.batch_size,
+            workers=subject.work.workers if workers is None else workers,
+        )
+        return _evaluate(subject, evaluations, work, comparisons)
 
 
-def _evaluate(
-    run: Path,
-    evaluations: Sequence[Evaluation],
-    which: Which,
-    checkpoint: When,
-    images: Path | None,
-    device: str,
-    comparisons: bool,
-) -> list[Result]:
+@dataclass(frozen=True)
+class _Subject:
+    """An encoder to evaluate, and what its run, or its weights, say about how.
+
+    name: target or context. untrained: makes the random start of the same encoder. work: but for the device. results:
+    the file where they are kept.
+    """
+
+    name: Which
+    step: int
+    trained: PretrainedEncoder
+    untrained: Callable[[], PretrainedEncoder]
+    data: DataConfig
+    seed: int
+    work: Work
+    results: Path
+
+
+def _subject(run: Path, which: Which, checkpoint: When, images: Path | None, heads: int | None) -> _Subject:
+    results = results_path(run)
     if holds_weights(run):
-        weights = open_weights(run)
-        config, step, trained = _config_of(weights, images), 0, PretrainedEncoder.of(weights, which)
-    else:
-        config, used = _with_images(read_config(run), images), find_checkpoint(run, checkpoint)
-        step, trained = used.step, build_encoder(config, used, which)
+        weights = open_weights(run, heads)
+        data, seed = _data_of(weights, run, images), WEIGHTS_SEED
+        untrained = partial(untrained_encoder, weights.config, weights.preparation, seed)
+        work = _work(data, TrainingConfig(), MonitorConfig(), seed, results.parent)
+        return _Subject(which, 0, PretrainedEncoder.of(weights, which), untrained, data, seed, work, results)
+    config, used = read_config(run), find_checkpoint(run, checkpoint)
+    data = config.data if images is None else config.data.model_copy(update={"source": FolderConfig(path=images)})
+    work = _work(data, config.training, config.monitor, config.seed, results.parent)
+    trained, untrained = build_encoder(config, used, which), partial(build_encoder, config, None)
+    return _Subject(which, used.step, trained, untrained, data, config.seed, work, results)
+
+
+def _data_of(weights: Weights, path: Path, images: Path | None) -> DataConfig:
+    """Labelled images prepared as the weights ask for it."""
+    if images is None:
+        raise InputError("weights do not say which images to evaluate on; name a folder of labelled ones with --images")
+    prepared = asdict(weights.preparation)
+    try:
+        return parse(DataConfig, {"source": {"name": "folder", "path": str(images)}} | prepared)
+    except InputError as error:
+        raise InputError(f"{path} says how images are to be prepared, which cannot be done: {error}") from error
+
+
+def _work(data: DataConfig, training: TrainingConfig, monitor: MonitorConfig, seed: int, scratch: Path) -> Work:
+    return Work(
+        precision=training.precision,
+        batch_size=monitor.batch_size,
+        workers=data.processes,
+        patience=data.worker_timeout,
+        seed=seed,
+        progress=Progress,
+        scratch=scratch,
+    )
+
+
+def _evaluate(subject: _Subject, evaluations: Sequence[Evaluation], work: Work, comparisons: bool) -> list[Result]:
     # Opened when the first evaluation asks, and once for all of them.
-    labelled: Callable[[], LabelledImages] = cache(lambda: open_labelled(config))
-    tasks = [(evaluation, open_task(evaluation, config.data, labelled)) for evaluation in evaluations]
-    folder = run.parent if run.is_file() else run
-    work = _work(config, device, folder)
-    log = _ResultLog(results_path(run))
+    labelled: Callable[[], LabelledImages] = cache(lambda: open_labelled(subject.data, subject.seed))
+    tasks = [(evaluation, open_task(evaluation, subject.data, labelled)) for evaluation in evaluations]
+    log = _ResultLog(subject.results)
     results = []
     with Interruption() as interruption:
-        measured = _Measured(folder, replace(work, stop=lambda: interruption.requested), log)
+        work = replace(
+            work,
+            promptly=partial(interruption.ending, _ADVICE),
+            unbroken=interruption.later,
+            stop=lambda: interruption.requested,
+        )
+        measured = _Measured(subject.results.parent, work, log, interruption)
         if comparisons:
             for name in dict.fromkeys(name for _, task in tasks for name in task.baselines()):
                 results += measured.baseline(name, [pair for pair in tasks if name in pair[1].baselines()])
-            untrained = build_encoder(config, None)
-            results += [measured.encoder(UNTRAINED, 0, *pair, lambda: untrained) for pair in tasks]
-        results += [measured.encoder(which, step, *pair, lambda: trained) for pair in tasks]
+            results += measured.encoder(UNTRAINED, 0, subject.untrained(), tasks)
+        results += measured.encoder(subject.name, subject.step, subject.trained, tasks)
     return results
 
 
 def results_path(run: Path) -> Path:
     """Where the results are kept: in the folder of a run or of weights, beside a file of weights."""
     return run.with_name(f"{run.name}.{EVALUATIONS}") if run.is_file() else run / EVALUATIONS
-
-
-def _config_of(weights: Weights, images: Path | None) -> RunConfig:
-    """A run that would begin with such an encoder; its random start is what the weights have to beat."""
-    if images is None:
-        raise InputError("weights do not say which images to evaluate on; name a folder of labelled ones with --images")
-    prepared = weights.preparation
-    data = DataConfig(
-        source=FolderConfig(path=images),
-        image_size=prepared.image_size,
-        mean=prepared.mean,
-        std=prepared.std,
-        evaluation_crop=prepared.evaluation_crop,
-    )
-    return RunConfig(data=data, model=ModelConfig(encoder=weights.config))
-
-
-def _work(config: RunConfig, device: str, scratch: Path) -> Work:
-    return Work(
-        device=choose_device(device),
-        precision=config.training.precision,
-        batch_size=config.monitor.batch_size,
-        workers=config.data.processes,
-        seed=config.seed,
-        progress=Progress,
-        scratch=scratch,
-    )
-
-
-def _with_images(config: RunConfig, images: Path | None) -> RunConfig:
-    if images is None:
-        return config
-    data = config.data.model_copy(update={"source": FolderConfig(path=images)})
-    return config.model_copy(update={"data": data})
 
 
 @dataclass(frozen=True)
@@ -153,39 +198,66 @@ class _Measured:
     folder: Path
     work: Work
     log: "_ResultLog"
+    interruption: Interruption
 
     def baseline(self, name: str, tasks: Sequence[tuple[Evaluation, Task]]) -> list[Result]:
         """What a function of the pixels reaches."""
-        results = []
-        for evaluation, task in tasks:
-            measure = partial(task.measure_baseline, name)
-            results.append(self._result(name, 0, evaluation, task, measure))
-        return results
+        return [
+            self._result(name, 0, None, evaluation, task, partial(task.measure_baseline, name))
+            for evaluation, task in tasks
+        ]
 
     def encoder(
-        self, name: str, step: int, evaluation: Evaluation, task: Task, build: Callable[[], PretrainedEncoder]
-    ) -> Result:
+        self, name: str, step: int, encoder: PretrainedEncoder, tasks: Sequence[tuple[Evaluation, Task]]
+    ) -> list[Result]:
         """What an encoder reaches."""
-        return self._result(name, step, evaluation, task, lambda work: task.measure(build(), work))
+        digest = encoder_digest(encoder)
+
+        def measure(task: Task, work: Work) -> Values:
+            return task.measure(encoder, work)
+
+        return [
+            self._result(name, step, digest, evaluation, task, partial(measure, task)) for evaluation, task in tasks
+        ]
 
     def _result(
-        self, name: str, step: int, evaluation: Evaluation, task: Task, measure: Callable[[Work], Values]
+        self,
+        encoder: str,
+        step: int,
+        digest: str | None,
+        evaluation: Evaluation,
+        task: Task,
+        measure: Callable[[Work], Values],
     ) -> Result:
         # Where the images lie is a matter of the machine; what they are is in the task's protocol.
         keys = evaluation.model_dump(mode="json", exclude={"data"})
         protocol = keys | task.protocol() | {"precision": self.work.precision}
         _refuse_other_images(protocol)
-        result = from_first(lambda: self.log.find(step, evaluation.name, name, protocol))
-        if result is not None:
-            return result
-        keeper = RunKeeper(self.folder, {"step": step, "encoder": name, "protocol": protocol})
-        work = replace(self.work, keeper=keeper, progress=_titled(f"{evaluation.name}, {name}"))
-        values = measure(work) if task.divided() else from_first(lambda: measure(work))
-        result = Result(step, evaluation.name, name, protocol, values)
+        asked = Result(step, evaluation.name, encoder, digest, protocol, {})
+        known = from_first(lambda: self.log.find(asked))
+        if known is not None:
+            return known
+        self._stop_together()
+        keeper = RunKeeper(self.folder, asdict(asked))
+        work = replace(self.work, keeper=keeper, progress=_titled(f"{evaluation.name}, {encoder}"))
+        values = measure(work) if task.divided() else from_first(lambda: _alone(measure, work))
+        result = replace(asked, values=values)
         if is_first():
             self.log.add(result)
             keeper.remove()
         return result
+
+    def _stop_together(self) -> None:
+        """A signal to a rank that waited for the others ends all of them here."""
+        try:
+            self.interruption.check()
+        except Interrupted as stop:
+            raise StoppedEarly(f"stopped by {stop}; {_ADVICE}") from None
+
+
+def _alone(measure: Callable[[Work], Values], work: Work) -> Values:
+    with work.promptly():
+        return measure(work)
 
 
 def _refuse_other_images(protocol: dict[str, Any]) -> None:
@@ -209,12 +281,9 @@ class _ResultLog:
         rows = read_rows(path) if path.exists() else []
         self._results = [Result(**row) for row in rows if row.keys() == Result.__dataclass_fields__.keys()]
 
-    def find(self, step: int, name: str, encoder: str, protocol: dict[str, Any]) -> Result | None:
-        """The result of the same evaluation, encoder, checkpoint and protocol, if there is one."""
-        for each in self._results:
-            if (each.step, each.name, each.encoder, each.protocol) == (step, name, encoder, protocol):
-                return each
-        return None
+    def find(self, asked: Result) -> Result | None:
+        """The last result that differs from this one in its values alone, if there is one."""
+        return next((each for each in reversed(self._results) if replace(each, values=asked.values) == asked), None)
 
     def add(self, result: Result) -> None:
         """Append a line; a run folder that cannot be written must not cost the values."""

@@ -3,22 +3,33 @@
 import json
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cjepa import __version__
-from cjepa.build import CONFIG, When, Which, find_checkpoint, load_encoder, read_config
+from cjepa.build import (
+    CONFIG,
+    When,
+    Which,
+    find_checkpoint,
+    load_encoder,
+    read_config,
+    read_weights,
+    untrained_encoder,
+)
 from cjepa.config import RunConfig, dump_yaml
 from cjepa.export import AnyExport, Export, export_encoder
 from cjepa.export.card import Card, Table, number, render_card
+from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.models.weights import holds_weights
 from cjepa.runs.continuing import DATA
-from cjepa.runs.evaluating import UNTRAINED, results_path
+from cjepa.runs.evaluating import UNTRAINED, WEIGHTS_SEED, encoder_digest, results_path
 from cjepa.runs.pretraining import START
 from cjepa.training.health import Record, judge
 from cjepa.training.metrics import read_metrics
 from cjepa.training.rows import read_object, read_rows
 
 METRICS, ENVIRONMENT = "metrics.jsonl", "environment.json"
+_ENCODERS = (UNTRAINED, *get_args(Which))
 
 
 def export_run(
@@ -29,27 +40,31 @@ def export_run(
     which: Which = "target",
     checkpoint: When = "last",
     licence: str = "",
+    heads: int | None = None,
 ) -> Export:
     """Write an encoder with its model card into a new folder and check it there; nothing is left when it is off.
 
     run: a run folder, or weights that cjepa.load_encoder opens. licence: of the weights, for the card. Raises
     InputError, NoValidCheckpointError, and ParityError when the numbers differ.
     """
-    encoder = load_encoder(run, encoder=which, checkpoint=checkpoint)
-    card = card_of(run, which, checkpoint, licence)
+    encoder = load_encoder(run, encoder=which, checkpoint=checkpoint, heads=heads)
+    card = card_of(run, which, checkpoint, licence, heads)
     return export_encoder(
         config, encoder, folder, lambda usage: render_card(card, encoder, config.name, usage, __version__)
     )
 
 
-def card_of(path: Path, which: Which = "target", checkpoint: When = "last", licence: str = "") -> Card:
+def card_of(
+    path: Path, which: Which = "target", checkpoint: When = "last", licence: str = "", heads: int | None = None
+) -> Card:
     """What is known about the encoder of a run, or that nothing is, where the weights come from elsewhere."""
+    results = _results(path, checkpoint, heads)
     if holds_weights(path):
         return Card(
             title=path.name,
             summary=f"Weights read from {path.name}; how they were trained is not recorded there.",
             data=["Not recorded."],
-            results=_results(results_path(path), None),
+            results=results,
             health="Not recorded.",
             reproduce=["The training is not recorded; only these weights can be repeated, by exporting them again."],
             licence=licence,
@@ -63,7 +78,7 @@ def card_of(path: Path, which: Which = "target", checkpoint: When = "last", lice
             f"objective {run_config.objective.name}."
         ),
         data=_data_lines(path, run_config),
-        results=[*_monitored(path, step), *_results(results_path(path), step)],
+        results=[*_monitored(path, step), *results],
         health=_health(path),
         reproduce=_reproduce(path),
         recipe=dump_yaml(_without_folders(run_config)).strip(),
@@ -109,25 +124,38 @@ def _monitored(run: Path, step: int) -> list[Table]:
     ]
 
 
-def _results(path: Path, step: int | None) -> list[Table]:
-    """One table for each evaluation and protocol: baselines, the untrained encoder, and the encoders of this step."""
-    rows = read_rows(path) if path.is_file() else []
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row.get("values") and (row["step"] in (0, step) or step is None):
-            tables.setdefault(f"{row['name']} {json.dumps(row['protocol'], sort_keys=True)}", []).append(row)
-    return [
-        Table(
-            f"{each[0]['name']}, percent of {each[0]['protocol'].get('test_images', '?')} test images",
-            ["features", *each[0]["values"]],
-            [[_features(row), *(number(value) for value in row["values"].values())] for row in each],
-        )
-        for each in tables.values()
-    ]
+def _results(path: Path, checkpoint: When, heads: int | None) -> list[Table]:
+    """One table for each evaluation and protocol: baselines, the untrained encoder, and the encoders that are here.
+
+    Lines of weights that were here before are left out, and so are those that do not say of which they are.
+    """
+    results = results_path(path)
+    if not results.is_file():
+        return []
+    weights = read_weights(path, checkpoint, heads)
+    seed = WEIGHTS_SEED if holds_weights(path) else read_config(path).seed
+    encoders = [PretrainedEncoder.of(weights, which) for which in get_args(Which)]
+    untrained = untrained_encoder(weights.config, weights.preparation, seed)
+    here = {encoder_digest(encoder) for encoder in (untrained, *encoders)}
+    tables: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in read_rows(results):
+        if row.get("values") and (row["encoder"] not in _ENCODERS or row.get("digest") in here):
+            key = f"{row['name']} {json.dumps(row['protocol'], sort_keys=True)}"
+            tables.setdefault(key, {})[_features(row)] = row
+    return [_table(list(rows.values())) for rows in tables.values() if any(row.get("digest") for row in rows.values())]
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    first = rows[0]
+    return Table(
+        f"{first['name']}, percent of {first['protocol'].get('test_images', '?')} test images",
+        ["features", *first["values"]],
+        [[_features(row), *(number(value) for value in row["values"].values())] for row in rows],
+    )
 
 
 def _features(row: dict[str, Any]) -> str:
-    encoder = f"{row['encoder']} encoder" if row["encoder"] in (UNTRAINED, "target", "context") else row["encoder"]
+    encoder = f"{row['encoder']} encoder" if row["encoder"] in _ENCODERS else row["encoder"]
     return f"{encoder}, step {row['step']}" if row["step"] else str(encoder)
 
 

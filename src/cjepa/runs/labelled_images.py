@@ -4,24 +4,45 @@ import logging
 
 import numpy as np
 
-from cjepa.config import RunConfig
-from cjepa.data import NO_LABEL, labelled_only, open_source
+from cjepa.data import NO_LABEL, DataConfig, ImageSource, labelled_only, open_source
+from cjepa.data.source import Subset
 from cjepa.errors import InputError
 from cjepa.evaluation.labelled import LabelledImages
 from cjepa.evaluation.monitor import labelled_splits
 
 _log = logging.getLogger(__name__)
+_SHOWN = 5  # at most so many class names in a message
 
 
-def open_labelled(config: RunConfig) -> LabelledImages:
+def open_labelled(data: DataConfig, seed: int) -> LabelledImages:
     """The labelled images of a config's data; InputError where there are none to train or to test on."""
-    splits = open_source(config.data, config.seed)
+    splits = open_source(data, seed)
     labelled = labelled_splits(splits)
     if labelled is None or labelled.test is None or not np.any(labelled.train.labels != NO_LABEL):
         raise InputError(
             "the images have no labels to evaluate with; put those of each class into a folder of its own (at least "
             "two classes, as in FOLDER/CLASS/image.jpg), or name a folder of such images with --images FOLDER"
         )
+    train, test = labelled_only(labelled.train), labelled_only(labelled.test)
     if labelled.test is not splits.test:
         _log.info("no test images of their own: about a fifth of the labelled images is held out to test on")
-    return LabelledImages(config.data, labelled_only(labelled.train), labelled_only(labelled.test))
+        test = _of_trained_classes(train, test)
+    return LabelledImages(data, train, test)
+
+
+def _of_trained_classes(train: ImageSource, test: ImageSource) -> ImageSource:
+    """Held-out images whose class has training images too: where it has not, the user made no mistake."""
+    usable = np.isin(test.labels, train.labels)
+    if usable.all():
+        return test
+    if not usable.any():
+        raise InputError("no class has an image to train on besides the one held out to test on; add images")
+    few = np.unique(test.labels[~usable])
+    _log.warning(
+        "%d of %d classes are not tested (%s): all of their images, %d in all, are among the held-out ones",
+        len(few),
+        len(test.classes),
+        ", ".join([test.classes[label] for label in few[:_SHOWN]] + ["..."] * (len(few) > _SHOWN)),
+        np.count_nonzero(~usable),
+    )
+    return Subset(test, np.flatnonzero(usable))

@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from cjepa.build import build_encoder, choose_device, find_checkpoint, read_config
+from cjepa.build import build_encoder, choose_device, find_checkpoint, read_config, sampler_of
 from cjepa.config import RunConfig
-from cjepa.data import EvaluationImages, ImageSource, Splits, labelled_only, open_source
+from cjepa.data import EvaluationImages, ImageSource, Splits, ViewsStream, labelled_only, open_source
 from cjepa.data.source import Subset
 from cjepa.evaluation.features import extract_features
 from cjepa.evaluation.monitor import labelled_splits, some_images
-from cjepa.masking import build_sampler
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.objectives import TwoViewsConfig
 from cjepa.training.metrics import read_metrics
@@ -41,15 +40,17 @@ def draw_pictures(runs: Mapping[str, Path], folder: Path) -> list[Path]:
     encoders = {"untrained": build_encoder(config, None).to(chosen)}
     for name, run in runs.items():
         encoders[name] = build_encoder(read_config(run), find_checkpoint(run, "last")).to(chosen)
-    query_source, gallery_source = _to_compare(open_source(config.data, config.seed))
+    splits = open_source(config.data, config.seed)
+    query_source, gallery_source = _to_compare(splits)
     queries, gallery = (_decoded(source, config) for source in (query_source, gallery_source))
     masks = some_masks(config)
-    shown = _evenly(queries, min(EXAMPLES, len(masks[0].context)))
+    shown = _evenly(queries, min([EXAMPLES, *(len(each.context) for each in masks[:1])]))
     examples = Examples(
         shown,
         masks,
         config.model.encoder.patch_size,
         {name: patch_features(encoder, shown, chosen) for name, encoder in encoders.items()},
+        _some_views(config, splits.train),
     )
 
     def pool(images: UInt8[Tensor, "n 3 H W"], source: ImageSource) -> Pool:
@@ -91,9 +92,19 @@ def some_masks(config: RunConfig) -> list[Masks]:
     """Masks of the first images of a run's first steps; of two views there are none."""
     if isinstance(config.objective, TwoViewsConfig):
         return []
+    sampler = sampler_of(config)
+    return [sampler(step, 0, min(config.training.batch_size, MASK_IMAGES)) for step in range(MASK_STEPS)]
+
+
+def _some_views(config: RunConfig, source: ImageSource) -> tuple[Tensor, Tensor] | None:
+    """Both views of the first images of a run's first step, where it compares views."""
+    if not isinstance(config.objective, TwoViewsConfig):
+        return None
     batch_size = config.training.batch_size
-    sampler = build_sampler(config.masking, config.grid, config.seed, batch_size)
-    return [sampler(step, 0, min(batch_size, MASK_IMAGES)) for step in range(MASK_STEPS)]
+    own = 0, min(EXAMPLES, batch_size)
+    batch = ViewsStream(source, config.data, sampler_of(config), batch_size, config.seed, *own)[0]
+    assert batch.second is not None
+    return batch.images, batch.second
 
 
 @torch.no_grad()

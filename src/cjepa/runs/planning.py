@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from cjepa.build import build_trainer, choose_device, engine_for, footprint_of
+from cjepa.build import build_trainer, choose_device, engine_for, footprint_of, sampler_of
 from cjepa.config import RunConfig
 from cjepa.errors import InputError
-from cjepa.masking import build_sampler
-from cjepa.objectives import IJepaConfig, TwoViewsConfig
+from cjepa.objectives import AnyObjectiveConfig, IJepaConfig, TwoViewsConfig
+from cjepa.objectives.projector import ProjectorConfig
+from cjepa.objectives.two_views import VicregConfig
 from cjepa.training.device_memory import USABLE, device_memory, resident_memory
 from cjepa.training.footprint import Footprint
 from cjepa.types import Batch
@@ -109,7 +110,10 @@ def _loaded(config: RunConfig, device: torch.device) -> float:
     encoder = config.model.encoder.model_copy(update=narrow)
     predictor = config.model.predictor.model_copy(update=narrow)
     model = config.model.model_copy(update={"encoder": encoder, "predictor": predictor})
-    small = config.model_copy(update={"model": model, "objective": IJepaConfig()})
+    objective: AnyObjectiveConfig = IJepaConfig()
+    if isinstance(config.objective, TwoViewsConfig):  # which may have a grid that is too small for masks
+        objective = VicregConfig(projector=ProjectorConfig(depth=0))
+    small = config.model_copy(update={"model": model, "objective": objective})
     _take_steps(small, device, 2, [0, 0])
     return resident_memory()
 
@@ -131,7 +135,7 @@ def _take_steps(
     trainer = build_trainer(
         small, max(round(100 * images * (1 + training.optimizer.learning_rate.warmup_epochs)), 1), device
     )
-    sampler = build_sampler(config.masking, config.grid, config.seed, images)
+    sampler = sampler_of(small)
     seconds = []
     for step in steps:
         pixels = torch.randint(0, 256, (images, 3, *config.data.size), dtype=torch.uint8)

@@ -166,7 +166,7 @@ def _quality(config: RunConfig, data: Mapping[str, Any], rows: Sequence[Mapping[
 
 
 def _evaluations(path: Path) -> list[Evaluation]:
-    found = []
+    found: dict[tuple[object, ...], Evaluation] = {}
     for row in read_rows(path) if path.exists() else []:
         if not {"name", "encoder", "protocol", "values"} <= row.keys():
             continue  # a line of another tool
@@ -174,8 +174,10 @@ def _evaluations(path: Path) -> list[Evaluation]:
         values = {name: float(value) for name, value in row["values"].items() if isinstance(value, int | float)}
         images = int(protocol.get("test_images", 0))
         text = json.dumps(protocol, sort_keys=True)
-        found.append(Evaluation(row["step"], row["name"], row["encoder"], text, images, values))
-    return found
+        # A later line of the same step is of weights that took the place of the earlier one's.
+        evaluation = Evaluation(row["step"], row["name"], row["encoder"], text, images, values)
+        found[evaluation.step, evaluation.name, evaluation.encoder, text] = evaluation
+    return list(found.values())
 
 
 def _unreadable(path: Path) -> list[tuple[str, str]]:

@@ -36,7 +36,8 @@ class Interruption:
     does nothing.
 
     With several ranks a signal to one of them is a signal to all, and stops them after the same step: `check` asks
-    every rank, so all must call it together. Nothing is prompt then, since the others would wait for the one that left.
+    every rank, so all must call it together. Nothing is prompt then, since the others would wait for the one that left;
+    except within `ending`, for work of one rank whose errors reach the others anyway.
     """
 
     def __init__(self) -> None:
@@ -71,12 +72,34 @@ class Interruption:
         if world_size() > 1:
             yield
             return
+        with self._raising(True):
+            yield
+
+    @contextmanager
+    def ending(self, advice: str) -> Iterator[None]:
+        """Within, a signal to this rank ends in StoppedEarly at once: where errors of one rank become those of all."""
+        with _resumable(advice), self._raising(True):
+            yield
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """Within, signals wait although it is `promptly` or `ending` around: for what asks `requested` itself."""
+        with self._raising(False):
+            yield
+
+    @contextmanager
+    def _raising(self, prompt: bool) -> Iterator[None]:
+        before, self._prompt = self._prompt, prompt
         try:
-            self._prompt = True
-            self.check()
+            self._raise_if_prompt()
             yield
         finally:
-            self._prompt = False
+            self._prompt = before
+        self._raise_if_prompt()
+
+    def _raise_if_prompt(self) -> None:
+        if self._prompt and self.requested is not None:
+            raise Interrupted(self.requested)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -84,8 +107,7 @@ class Interruption:
             return
         if self.requested is None:
             self.requested, self._at = name, monotonic()
-            if self._prompt:
-                raise Interrupted(name)
+            self._raise_if_prompt()
             return
         # os.write: print may be in the middle of something else. The live line had hidden the cursor.
         cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
@@ -102,9 +124,13 @@ def stopping_at_once(advice: str) -> Iterator[None]:
     if launched() > 1:
         yield
         return
-    with Interruption() as interruption:
-        try:
-            with interruption.promptly():
-                yield
-        except Interrupted as stop:
-            raise StoppedEarly(f"stopped by {stop}; {advice}") from None
+    with Interruption() as interruption, interruption.ending(advice):
+        yield
+
+
+@contextmanager
+def _resumable(advice: str) -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as stop:
+        raise StoppedEarly(f"stopped by {stop}; {advice}") from None

@@ -3,6 +3,7 @@
 training_curves      what each run learned and minimised, against the step
 mask_examples        context and target blocks on images
 coverage             how often each patch is context or target
+view_examples        the two views that an objective compares
 attention_maps       attention that patches receive in the last block (attention_colours: the arrays)
 patch_similarity     cosine of every patch with every other, an array
 patch_colours        principal components of patch features as colours (pca_colours, common_colours: the arrays)
@@ -23,6 +24,7 @@ from cjepa.visualization.pictures import Examples, write_pictures
 from cjepa.visualization.similarity import patch_similarity
 from cjepa.visualization.spectrum import spectrum
 from cjepa.visualization.style import save
+from cjepa.visualization.views import view_examples
 
 __all__ = [
     "Examples",
@@ -41,5 +43,6 @@ __all__ = [
     "save",
     "spectrum",
     "training_curves",
+    "view_examples",
     "write_pictures",
 ]
