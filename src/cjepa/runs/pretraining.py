@@ -63,8 +63,8 @@ class Outcome:
 def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()) -> Outcome:
     """Train in `folder`, or continue the run that it holds. Raises the errors of cjepa.errors.
 
-    Started by torchrun, every rank calls it; the first one alone reads and writes the folder, but for the decoded images
-    of each machine. allow_change: config keys, or groups of them, that may differ from those that the run began with,
+    Started by torchrun, every rank calls it; the first one alone reads and writes the folder, but for each machine's
+    decoded images. allow_change: config keys, or groups of them, that may differ from those that the run began with,
     and IMAGES.
     """
     device, run = choose_device(config.training.device), RunFolder(folder)
