@@ -19,7 +19,7 @@ SHOWN, MOST_PIXELS = 5, 64_000_000
 
 
 def main(encoder_path: Path, photos: Path, query: Path) -> list[str]:
-    index = photos.with_suffix(".safetensors")
+    index = photos.with_name(f"{photos.name}.safetensors")  # a folder's name may have a dot
     if not index.exists():
         embed_images(encoder_path, photos, index)
     embeddings = load_file(index)["pooled"]

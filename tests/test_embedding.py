@@ -1,5 +1,6 @@
 """`cjepa embed`: rows, order, formats, unreadable images, and going on after a kill."""
 
+import errno
 import json
 import os
 import shutil
@@ -244,6 +245,44 @@ def test_a_part_of_other_weights_or_images_is_begun_anew(
         assert not part.exists()
         out.unlink()
         caplog.clear()
+
+
+def test_a_full_disk_at_the_end_costs_no_row_and_adds_none(
+    weights: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, job = tmp_path / "e.npy", EmbeddingJob(batch_size=16)  # 49 images: the last batch is not full
+    embed_images(weights, images, tmp_path / "whole.npy", job, device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr("cjepa.runs.embedding.write", _full_disk)
+        result = cjepa("embed", weights, images, "--device", "cpu", "--batch-size", 16, "--out", out)
+    assert result.exit_code == 75, result.output
+    assert "No space left on device" in " ".join(result.output.split())
+    assert "the same command goes on" in " ".join(result.output.split())
+    assert not out.exists()
+    assert embed_images(weights, images, out, job, device="cpu", workers=1).computed == 0
+    for suffix in ("npy", "names.jsonl", "unreadable.jsonl"):
+        assert (tmp_path / f"e.{suffix}").read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
+
+
+def test_a_full_disk_on_the_way_costs_what_was_not_synced(
+    weights: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, job = tmp_path / "e.npy", EmbeddingJob(batch_size=16)
+    with monkeypatch.context() as patch:
+        patch.setattr(RowStore, "sync", _full_disk)
+        with pytest.raises(StoppedEarly, match="cannot be written"):
+            embed_images(weights, images, out, job, device="cpu")
+    assert embed_images(weights, images, out, job, device="cpu").computed == 49
+
+
+def _full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_folder_that_cannot_be_written_is_refused(weights: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="choose a folder that you may write to"):
+        embed_images(weights, images, tmp_path / "file" / "e.npy", device="cpu")
 
 
 def _stop_at_the_first_batch(patch: pytest.MonkeyPatch) -> None:

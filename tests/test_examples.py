@@ -90,6 +90,15 @@ def test_semantic_search(run: Path, images: Path) -> None:
     assert search.main(run, images, images / "b" / "1003.png") == found
 
 
+def test_semantic_search_keeps_folders_with_dots_apart(run: Path, tmp_path: Path) -> None:
+    search = example("semantic_search")
+    for seed, name in enumerate(("holiday.2023", "holiday.2024")):
+        folder = write_images(tmp_path / name, (name,), 3, seed)
+        found = search.main(run, folder, folder / name / "0001.png")
+        assert found[0] == f"{name}/0001.png"
+        assert all(each.startswith(f"{name}/") for each in found)
+
+
 def test_segment(run: Path, tmp_path: Path) -> None:
     """The left half is one texture and the right half another."""
     rows, columns = np.mgrid[:32, :64]

@@ -21,6 +21,7 @@ from cjepa.data import DataConfig, FolderConfig, ImageSource, ShardSource, Split
 from cjepa.errors import InputError, StoppedEarly
 from cjepa.runs import index_shards, shard_images, shard_writing
 from cjepa.runs.shard_writing import Packing
+from cjepa.runs.sharding import data_of
 from tests.data.packing import picture, write_shards
 from tests.tiny_runs import write_images
 
@@ -167,6 +168,19 @@ def test_the_number_of_images_in_a_shard_follows_their_size(
     monkeypatch.setattr("cjepa.runs.sharding.SHARD_BYTES", 12_000)
     [done] = shard_images(data(images), tmp_path / "out", Packing())
     assert 3 <= done.shards <= 7
+
+
+@pytest.mark.parametrize("kind", ["MPO", "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
+def test_images_without_an_extension_are_packed(tmp_path: Path, kind: str) -> None:
+    """An MPO is what telephones call JPEG: a second picture, of depth for instance, follows the first."""
+    for name in ("one", "two"):
+        picture = Image.new("RGB", (12, 16), (200, 0, 0))
+        more = {"save_all": True, "append_images": [picture]} if kind == "MPO" else {}
+        picture.save(tmp_path / name, kind, **more)
+    (tmp_path / "list.txt").write_text("one\ntwo\n")
+    [done] = shard_images(data_of(str(tmp_path / "list.txt"), ()), tmp_path / "out", Packing())
+    assert done.images == 2
+    assert_same_images(open_source(data_of(str(tmp_path / "list.txt"), ()), 0).train, opened(tmp_path / "out").train)
 
 
 # --- interruptions ----------------------------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ def evaluate(
         typer.Option(min=0, max=256, help="Processes that decode images.", show_default="data.workers of the run"),
     ] = None,
     heads: Heads = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, or mps, which is untested.")] = "auto",
 ) -> None:
     """Evaluate the encoder of RUN beside what it has to beat: cjepa evaluate knn RUN k=[20].
 
@@ -264,7 +264,7 @@ def visualize(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="An image or a folder; the first 8 are shown.")],
     out: Annotated[Path, typer.Option(help="The folder to write into.")] = Path(),
     checkpoint: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, or mps, which is untested.")] = "auto",
 ) -> None:
     """A PNG and an SVG of what the encoders of RUN make of IMAGES: cjepa visualize attention RUN IMAGES --out DIR.
 
@@ -301,7 +301,7 @@ def doctor(run: RunToCheck = None) -> None:
 @app.command(short_help="Take again the steps that made a run give up.")
 def replay(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, or mps, which is untested.")] = "auto",
 ) -> None:
     """The steps that ended a run with exit code 3, taken again from the weights and images it had; changes nothing."""
     from cjepa.cli_text import replayed_text

@@ -59,7 +59,7 @@ def embed(
     precision: Annotated[str, typer.Option(help="float32 or bfloat16; embeddings are float32.")] = "float32",
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images, 0 for the main one.")] = 0,
     heads: Heads = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, or mps, which is untested.")] = "auto",
 ) -> None:
     """Embed all images with the encoder of RUN: cjepa embed RUN IMAGES --out embeddings.npy.
 

@@ -1,12 +1,16 @@
 """Tar archives of pictures as other tools make them, for tests of shards."""
 
 import io
+import sys
 import tarfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from cjepa.data import ParquetSource, ShardSource
 
 
 def picture(number: int, kind: str = "PNG") -> bytes:
@@ -42,3 +46,16 @@ def write_shards(folder: Path, shards: int = 3, each: int = 4, labels: bool = Tr
                 files[f"{number:06d}.cls"] = b"%d" % (number % 3)
         write_tar(folder / f"part-{shard:04d}.tar", files)
     return folder
+
+
+def assert_threads_read(source: ShardSource | ParquetSource, contents: Sequence[bytes], times: int) -> None:
+    """Whichever of many threads asks for an image gets its own bytes."""
+    order = [(place * 7) % len(contents) for place in range(times * len(contents))]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for index, found in zip(order, pool.map(source.encoded, order), strict=True):
+                assert found == contents[index], index
+    finally:
+        sys.setswitchinterval(interval)

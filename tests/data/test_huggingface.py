@@ -39,6 +39,7 @@ def test_a_data_set_in_the_cache(cache: Path) -> None:
     assert splits.test.encoded(2) == picture(8)
     again = open_huggingface(HuggingFaceConfig(id="somebody/birds", path=cache, subset="plain/"), 10_000)
     assert again.train.fingerprint == splits.train.fingerprint
+    assert again.train.names[5] == splits.train.names[5] == "plain/train-00000-of-00001.parquet:5"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from cjepa.data import parquet as ours
 from cjepa.data.parquet import ParquetConfig, ParquetSource, open_parquet
 from cjepa.data.source import Splits
 from cjepa.errors import InputError
-from tests.data.packing import picture
+from tests.data.packing import assert_threads_read, picture
 
 IMAGE = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
 
@@ -70,10 +72,22 @@ def test_files_follow_each_other_by_name(tmp_path: Path) -> None:
     write(tmp_path / "a" / "z.parquet", hub_table(range(6)))
     write(tmp_path / ".cache" / "hidden.parquet", hub_table(range(2)))
     source = train(tmp_path)
-    assert source.names[5:7] == ["z.parquet:5", "b.parquet:0"]
+    assert source.names[5:7] == ["a/z.parquet:5", "b.parquet:0"]
     assert [source.encoded(number) == picture(number) for number in range(9)] == [True] * 9
     assert source.labels.tolist() == [-1] * 9
     assert source.classes == ()
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """By names that are the same wherever the folder lies, and so is the fingerprint; other names are other images."""
+    fingerprints = []
+    for place, folders in (("here", "ab"), ("there", "ab"), ("renamed", "ac")):
+        for number, folder in enumerate(folders):
+            write(tmp_path / place / folder / "0.parquet", hub_table(range(2 * number, 2 * number + 2)))
+        source = train(tmp_path / place)
+        assert source.names == [f"{folder}/0.parquet:{row}" for folder in folders for row in range(2)]
+        fingerprints.append(source.fingerprint)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +180,22 @@ def test_a_copy_in_another_process_reads_for_itself(tmp_path: Path) -> None:
     frozen = pickle.dumps(source)
     assert len(frozen) < 3000
     assert pickle.loads(frozen).encoded(7) == picture(7)
+
+
+def test_threads_share_the_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = train(write(tmp_path / "x.parquet", hub_table(range(4)), rows=2))
+    monkeypatch.setattr(ours, "CACHE_BYTES", 10)
+    monkeypatch.setattr(source, "_cache", _Slow())
+    assert_threads_read(source, [picture(number) for number in range(4)], 50)
+
+
+class _Slow(OrderedDict[int, Any]):
+    """Others have the time to change it between two uses."""
+
+    def __contains__(self, key: object) -> bool:
+        found = super().__contains__(key)
+        time.sleep(1e-4)
+        return found
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

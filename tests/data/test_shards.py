@@ -31,7 +31,7 @@ from cjepa.data.shards import ShardSource, open_shards
 from cjepa.data.source import ImageSource
 from cjepa.errors import InputError
 from cjepa.runs.sharding import index_shards
-from tests.data.packing import picture, write_shards, write_tar
+from tests.data.packing import assert_threads_read, picture, write_shards, write_tar
 
 
 def opened(folder: Path, index: Path | None = None) -> ShardSource:
@@ -134,6 +134,16 @@ def test_few_shards_are_open_at_a_time(folder: Path, monkeypatch: pytest.MonkeyP
     for number in (0, 4, 8, 0, 8, 4):
         assert source.encoded(number) == picture(number)
         assert len(source._files._open) <= 2
+
+
+def test_threads_read_from_the_same_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_MOST_OPEN", 2)
+    contents = [bytes([number]) * 20_000 for number in range(60)]  # each is a read of its own
+    for first in range(0, 60, 20):
+        files = {f"{first + number:03d}.png": content for number, content in enumerate(contents[first : first + 20])}
+        write_tar(tmp_path / f"{first:02d}.tar", files)
+    index_shards(tmp_path, tmp_path)
+    assert_threads_read(opened(tmp_path), contents, 10)
 
 
 # --- what other people put into archives ------------------------------------------------------------------------------

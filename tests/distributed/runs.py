@@ -122,6 +122,11 @@ def long_run(images: Path, folder: Path, changes: dict[str, Any]) -> Ended:
     return run(images, folder, changes | {"epochs": 50, "evaluate_every": 50, "checkpoint_every": 50})
 
 
+def run_on_machines_of_their_own(images: Path, folder: Path) -> Ended:
+    """Each rank names the same folder, on a disk that only it has."""
+    return run(images, folder / f"machine-{rank()}" / "run", {"parallel": "ddp"})
+
+
 def run_with_unreadable_input(images: Path, folder: Path) -> Ended:
     """The second rank's data raise an error at step 4."""
     from cjepa.data import TrainingStream

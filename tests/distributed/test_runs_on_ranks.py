@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+from cjepa.runs.caching import CACHE
 from cjepa.runs.report import REPORT
 from cjepa.runs.snapshots import SnapshotStore
 from cjepa.training.checkpoint import CheckpointStore
@@ -122,6 +123,15 @@ def test_an_error_of_one_rank_is_an_error_of_all(tmp_path: Path, images: Path) -
     for ended in on_ranks(2, runs.run_on_a_full_disk, images, tmp_path / "full"):
         assert ended.code == 75
         assert "No space left" in str(ended.error)
+
+
+def test_no_machine_keeps_decoded_images_of_a_run_that_is_done(tmp_path: Path, images: Path) -> None:
+    ended = on_ranks(2, runs.run_on_machines_of_their_own, images, tmp_path, local=1)
+    assert [each.code for each in ended] == [0, 0]
+    first, second = ({each.name for each in (tmp_path / f"machine-{rank}" / "run").iterdir()} for rank in range(2))
+    assert "config.yaml" in first
+    assert CACHE not in first
+    assert second == set(), "the first rank alone writes, but for the decoded images"
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused_before_anything_starts(tmp_path: Path, images: Path) -> None:

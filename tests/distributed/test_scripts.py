@@ -11,7 +11,8 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "scripts" / "slurm.sbatch"
 SRUN = 'exec "$@"\n'
 SCONTROL = 'if [ "$1" = show ]; then echo node1; echo node2; else echo "$@" >> "$ASKED"; fi\n'
-WAITING = "trap 'exit 1' USR1; touch \"$READY\"; while true; do sleep 0.05; done\n"
+WAITING = 'touch "$READY"; while true; do sleep 0.05; done\n'
+REPORTS = [f"exitcode  : {code} (pid: 31)" for code in (2, 3, 4, 75, 1)]
 
 
 def submit(folder: Path, torchrun: str, warn: bool = False) -> tuple[int, str, str]:
@@ -44,6 +45,7 @@ def submit(folder: Path, torchrun: str, warn: bool = False) -> tuple[int, str, s
         ("exit 0", 0, False),
         ("exit 2", 2, False),
         ("echo '  exitcode  : 2 (pid: 75)' >&2; exit 1", 1, False),
+        ("echo '  exitcode  : 3 (pid: 31)' >&2; sleep 0.2; exit 1", 1, False),
         ("echo '  exitcode  : 75 (pid: 31)' >&2; sleep 0.2; exit 1", 1, True),
         ("exit 75", 75, True),
     ],
@@ -56,6 +58,10 @@ def test_a_resumable_end_is_requeued(tmp_path: Path, torchrun: str, code: int, r
     assert "--rdzv-endpoint node1:29500 --rdzv-id 77-0" in arguments
 
 
-def test_the_warning_before_the_time_is_over_reaches_torchrun_and_requeues(tmp_path: Path) -> None:
-    code, asked, _ = submit(tmp_path, WAITING, warn=True)
-    assert (code, asked) == (1, "requeue 77\n")
+@pytest.mark.parametrize("report", ["Signals.SIGUSR1 death signal", "failed (exitcode: 3) local_rank: 0", *REPORTS])
+def test_the_warning_before_the_time_is_over_reaches_torchrun_and_requeues(tmp_path: Path, report: str) -> None:
+    """Unless a rank ended meanwhile with what another try would end with too; a restart of earlier is none."""
+    waiting = f"trap 'echo \"  {report}\" >&2; sleep 0.2; exit 1' USR1\n{WAITING}"
+    code, asked, _ = submit(tmp_path, waiting, warn=True)
+    hopeless = report in REPORTS[:3]
+    assert (code, asked) == (1, "" if hopeless else "requeue 77\n")

@@ -59,4 +59,4 @@ def open_huggingface(config: HuggingFaceConfig, max_pixels: int) -> Splits:
         raise InputError(f"data: {config.id} cannot be had: {str(error).splitlines()[0]}{hint}") from error
     found = Path(folder, subset)
     read = ParquetConfig(path=found, image_column=config.image_column, label_column=config.label_column)
-    return open_parquet(read, max_pixels)
+    return open_parquet(read, max_pixels, Path(folder))  # the same names with and without a subset

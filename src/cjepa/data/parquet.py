@@ -3,6 +3,7 @@
 import hashlib
 from collections import OrderedDict
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -58,17 +59,19 @@ class _Group(NamedTuple):
     number: int
 
 
-def open_parquet(config: ParquetConfig, max_pixels: int) -> Splits:
-    """The images of Parquet files, in the order of the file names and of the rows in them.
+def open_parquet(config: ParquetConfig, max_pixels: int, folder: Path | None = None) -> Splits:
+    """The images of Parquet files, in the order of the files' paths and of the rows in them.
 
     Of all columns only those of images and labels are read. An image is its encoded bytes, or a path below the
     folder of its file. Row groups are read whole and kept up to CACHE_BYTES: for images in random order Parquet is a
     slow format, and `cjepa shard` makes a fast one of it. Files carry no checksums; the fingerprint is that of their
-    footers. Raises InputError for files or columns that are missing or not as described.
+    footers and paths. folder: which the paths in names and fingerprint begin below, if not the config's path or the
+    folder of its file. Raises InputError for files or columns that are missing or not as described.
     """
     root = config.path.expanduser()
     train, test = _split_files(root)
-    sources = [ParquetSource(files, config, max_pixels) for files in (train, test) if files]
+    folder = folder or (root.parent if root.is_file() else root)
+    sources = [ParquetSource(folder, files, config, max_pixels) for files in (train, test) if files]
     for source, least in zip(sources, (2, 1), strict=False):
         if len(source) < least:
             raise InputError(f"data: {root} holds {len(source)} images; at least {least} are needed")
@@ -109,7 +112,7 @@ def _split_of(path: Path, root: Path) -> str | None:
 
 
 class RowNames(LazyNames):
-    """FILE:ROW for every row."""
+    """FILE:ROW for every row; FILE is a path below the folder of all files."""
 
     def __init__(self, files: list[str], rows: npt.NDArray[np.int64]) -> None:
         self._files = files
@@ -125,9 +128,9 @@ class RowNames(LazyNames):
 
 
 class ParquetSource:
-    """The images of some Parquet files; see ImageSource."""
+    """The images of some Parquet files below a folder, for any number of threads; see ImageSource."""
 
-    def __init__(self, paths: list[Path], config: ParquetConfig, max_pixels: int) -> None:
+    def __init__(self, folder: Path, paths: list[Path], config: ParquetConfig, max_pixels: int) -> None:
         self.max_pixels = max_pixels
         schema = read_schema(paths[0])
         self._column = choose_image_column(schema, config.image_column, paths[0])
@@ -135,15 +138,19 @@ class ParquetSource:
         self._groups = [_Group(f, g) for f, file in enumerate(self._files) for g in range(len(file.rows))]
         counts = [self._files[group.file].rows[group.number] for group in self._groups]
         self._ends = np.cumsum(np.array(counts, np.int64)) if counts else np.zeros(1, np.int64)
-        self.names = RowNames([path.name for path in paths], np.array([sum(f.rows) for f in self._files], np.int64))
-        self.fingerprint = hashlib.sha256(
-            "".join(f"{f.path.name}\0{f.footer}" for f in self._files).encode()
-        ).hexdigest()
+        names = [path.relative_to(folder).as_posix() for path in paths]
+        self.names = RowNames(names, np.array([sum(file.rows) for file in self._files], np.int64))
+        facts = "".join(f"{name}\0{file.footer}" for name, file in zip(names, self._files, strict=True))
+        self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
         self.labels, self.classes = read_labels(paths, schema, config.label_column, int(self._ends[-1]))
         self._cache = OrderedDict[int, Any]()
+        self._lock = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": OrderedDict()}  # read again where it is needed
+        return {name: value for name, value in self.__dict__.items() if name not in ("_cache", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _cache=OrderedDict(), _lock=Lock())  # groups are read again where they are needed
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -184,12 +191,13 @@ class ParquetSource:
             raise UnreadableImageError(str(error)) from error
 
     def _group(self, number: int) -> Any:
-        if number not in self._cache:
-            self._cache[number] = self._read(self._groups[number])
-            while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > CACHE_BYTES:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(number)
-        return self._cache[number]
+        with self._lock:  # also while it is read: others most likely want the same one
+            if number not in self._cache:
+                self._cache[number] = self._read(self._groups[number])
+                while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > CACHE_BYTES:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(number)
+            return self._cache[number]
 
     def _read(self, group: _Group) -> Any:
         """One row group of the image column, some rows at a time so that a small file cannot fill the memory."""

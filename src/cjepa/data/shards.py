@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from io import BufferedReader
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -152,12 +153,16 @@ def _other_shards(folder: Path, index: Path, problem: str, count: int = 1, of: i
 
 
 class _Files:
-    """Shards opened when they are first read, in each process for itself: a forked one would share the position."""
+    """Shards opened when they are first read, in each process for itself: a forked one would share the position.
+
+    The threads of a process take turns, since they share it too.
+    """
 
     def __init__(self, folder: Path, index: Path, shards: tuple[Shard, ...]) -> None:
         self._origin = (folder, index, shards)
         self._open = OrderedDict[int, BufferedReader]()
         self._process = os.getpid()
+        self._lock = Lock()
 
     def __reduce__(self) -> tuple[type["_Files"], tuple[Path, Path, tuple[Shard, ...]]]:
         return _Files, self._origin
@@ -170,16 +175,17 @@ class _Files:
         """Some bytes of a shard, fewer at its end."""
         if self._process != os.getpid():
             self.__del__()
-            self._open, self._process = OrderedDict(), os.getpid()
-        file = self._open.get(shard)
-        if file is None:
-            file = self._opened(shard)
-        self._open.move_to_end(shard)
-        try:
-            file.seek(offset)
-            return file.read(size)
-        except OSError as error:
-            raise UnreadableImageError(error.strerror or str(error)) from error
+            self._open, self._process, self._lock = OrderedDict(), os.getpid(), Lock()
+        with self._lock:
+            file = self._open.get(shard)
+            if file is None:
+                file = self._opened(shard)
+            self._open.move_to_end(shard)
+            try:
+                file.seek(offset)
+                return file.read(size)
+            except OSError as error:
+                raise UnreadableImageError(error.strerror or str(error)) from error
 
     def _opened(self, number: int) -> BufferedReader:
         folder, index, shards = self._origin

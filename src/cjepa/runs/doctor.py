@@ -58,7 +58,7 @@ def _gpus() -> list[str]:
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     names = [f"cuda:{index} {each.name}, {each.total_memory / 2**30:.0f} GiB" for index, each in enumerate(found)]
     if torch.backends.mps.is_available():
-        names.append("mps (Apple); use training.device=mps")
+        names.append("mps (Apple): never tested; training.device=mps tries it")
     return names
 
 

@@ -77,7 +77,7 @@ def embed_images(
     Row i is image i in the order of the source; an unreadable image has NaN (null in .parquet) and a line in
     OUT.unreadable.jsonl. Rows are kept in .OUT.part beside OUT: after a kill or Ctrl-C the same command goes on there
     and ends with the same bytes; a part of other weights or images is begun anew. OUT appears when it is complete.
-    Raises InputError for bad input and StoppedEarly after a signal.
+    Raises InputError for bad input and StoppedEarly after a signal or a failed write.
     """
     format_ = format_of(out)
     if out.exists():
@@ -95,7 +95,8 @@ def embed_images(
         before, started = store.done, time.monotonic()
         if before:
             _log.info("going on after image %d of %d", before, len(source))
-        _fill(store, encoder.to(chosen), iterate_every(batches, before // job.batch_size, workers), job, chosen)
+        first = -(-before // job.batch_size)  # only the last batch may be short, and then every row is there
+        _fill(store, encoder.to(chosen), iterate_every(batches, first, workers), job, chosen)
         seconds = time.monotonic() - started
         files = _finish(store, format_, out)
         bad = len(store.unreadable())
@@ -130,15 +131,23 @@ def _description(
 
 @contextmanager
 def _locked(part: Path) -> Iterator[None]:
-    """The part folder, for one process at a time."""
+    """The part folder, for one process at a time. A write that fails inside is no bad input: StoppedEarly."""
     try:
         part.mkdir(parents=True, exist_ok=True)
-        with FileLock(part / LOCK, timeout=0):
-            yield
+        lock = FileLock(part / LOCK)
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise InputError(f"another process writes into {part}; wait for it, or name another file with --out") from error
     except OSError as error:
         raise InputError(f"{part.parent} cannot be written: {error}; choose a folder that you may write to") from error
+    try:
+        yield
+    except OSError as error:
+        raise StoppedEarly(
+            f"{part.parent} cannot be written: {error}; when that is mended, the same command goes on"
+        ) from error
+    finally:
+        lock.release()
 
 
 def _claim(part: Path, description: dict[str, Any]) -> None:
@@ -216,8 +225,9 @@ def _begin(encoder: PretrainedEncoder, batch: ImageBatch, job: EmbeddingJob, dev
         patches = encoder(images).float()
     outputs = {"patches": patches} if job.features != "pooled" else {}
     outputs |= {"pooled": patches.mean(dim=1)} if job.features != "patches" else {}
-    copied = {name: output.to("cpu", non_blocking=True) for name, output in outputs.items()}
-    if device.type != "cuda":
+    on_gpu = device.type == "cuda"
+    copied = {name: output.to("cpu", non_blocking=on_gpu) for name, output in outputs.items()}
+    if not on_gpu:
         return _Pending(batch, copied, None)
     ready = torch.cuda.Event()
     ready.record()

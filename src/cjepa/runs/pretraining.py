@@ -17,7 +17,7 @@ from cjepa.data import Splits, TrainingStream, ViewsStream, device_images, itera
 from cjepa.errors import InputError
 from cjepa.evaluation.monitor import Monitor
 from cjepa.models import Model
-from cjepa.ranks import collect, from_first, joined, slots, world_size
+from cjepa.ranks import collect, from_first, joined, local_rank, slots, world_size
 from cjepa.runs.caching import CACHE, cached, remove_cache
 from cjepa.runs.continuing import DATA, refuse_another_config, refuse_other_images
 from cjepa.runs.gathering import Gathered
@@ -63,8 +63,9 @@ class Outcome:
 def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()) -> Outcome:
     """Train in `folder`, or continue the run that it holds. Raises the errors of cjepa.errors.
 
-    Started by torchrun, every rank calls it; the first one alone reads and writes the folder. allow_change: config
-    keys, or groups of them, that may differ from those that the run began with, and IMAGES.
+    Started by torchrun, every rank calls it; the first one alone reads and writes the folder, but for each machine's
+    decoded images. allow_change: config keys, or groups of them, that may differ from those that the run began with,
+    and IMAGES.
     """
     device, run = choose_device(config.training.device), RunFolder(folder)
     with joined(device), stopping_at_once("the same command continues"), _held(run):
@@ -94,7 +95,8 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
                 verdict = _train(config, run, trainer, stream, monitor, store)
             except RolledBack:
                 continue
-        from_first(lambda: remove_cache(folder))
+        if local_rank() == 0:  # each machine has decoded images of its own where the folder is not shared
+            remove_cache(folder)
         done = trainer.progress
         return Outcome(
             folder, verdict, monitor.quality, done.untrained, done.latest, done.best_step, trainer.total_steps

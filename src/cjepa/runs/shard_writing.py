@@ -122,7 +122,8 @@ def _suffix(name: str, content: bytes) -> str:
         return suffix
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return f".{(image.format or 'jpeg').lower()}"
+            suffix = f".{(image.format or '').lower()}"
+            return suffix if suffix in EXTENSIONS else ".jpg"  # MPO: a JPEG with more pictures behind it
     except Exception:  # Pillow's readers of damaged files raise nearly anything
         return ".jpg"
 

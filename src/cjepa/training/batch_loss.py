@@ -10,7 +10,7 @@ from cjepa.errors import InputError
 from cjepa.models import Model, TwoViews
 from cjepa.models.jepa import gather_blocks
 from cjepa.objectives import Objective
-from cjepa.ranks import mean
+from cjepa.ranks import mean, world_size
 from cjepa.training.accumulation import backward_in_parts, divide
 from cjepa.training.parallel import Engine
 from cjepa.types import Batch, Embeddings, Loss
@@ -100,6 +100,8 @@ def on_host(loss: Loss) -> Loss:
 
 def _averaged(loss: Loss) -> Loss:
     """The mean over the ranks: their prediction losses differ, everything else is the global batch's already."""
-    values = mean(torch.stack([loss.total.detach(), *loss.terms.values()]).double())
-    total, *terms = values.to(loss.total.dtype).unbind()
+    values = torch.stack([loss.total.detach(), *loss.terms.values()])
+    if world_size() > 1:  # one rank asks for no float64, which not every device has
+        values = mean(values.double()).to(values.dtype)
+    total, *terms = values.unbind()
     return Loss(total, dict(zip(loss.terms, terms, strict=True)))

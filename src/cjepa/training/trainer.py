@@ -54,7 +54,7 @@ class TrainingConfig(Part):
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Arithmetic of the forward pass (autocast); weights, targets' average, losses and statistics stay float32."""
     device: str = "auto"
-    """Where to train: auto (a GPU if there is one), cpu, cuda, cuda:1, mps; with several ranks each has its own GPU."""
+    """Where to train: auto (a GPU if any), cpu, cuda, cuda:1, mps (untested); of several ranks each has its own GPU."""
     parallel: Parallel = "auto"
     """Engine for several ranks (torchrun): ddp, whole copies; fsdp, shards of everything; auto: ddp if it fits."""
     micro_batch: int | None = Field(None, ge=1)
