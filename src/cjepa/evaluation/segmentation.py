@@ -150,7 +150,7 @@ class Segmenter(nn.Module):
         """Logits, brought from the grid of patches to the pixels."""
         return interpolate(self.head(self.maps(images)).float(), images.shape[2:], mode="bilinear")
 
-    def maps(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B F h/p w/p"]:
+    def maps(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B F rows columns"]:
         """Patches of the blocks that the head reads, side by side."""
         depth, first = len(self.encoder.encoder.blocks), self.blocks[0]
         outputs = layers_of(self.encoder, images, depth - first, norm=True)
