@@ -132,6 +132,7 @@ def test_training_windows_keep_pixels_and_labels_together(scenes: Path) -> None:
         {"head": "fpn", "channels": 16, "tune": 0.1, "epochs": 40},
         {"head": "upernet", "channels": 16, "epochs": 60, "rate": 3e-3},
         {"layers": 2},
+        {"whiten": False, "epochs": 40},
     ],
 )
 def test_it_learns_and_leaves_the_encoder_alone(scenes: Path, keys: dict[str, object]) -> None:

@@ -12,11 +12,11 @@ from pydantic import Field
 from cjepa.errors import InputError
 from cjepa.evaluation.features import LabelledFeatures, constant_dimensions
 from cjepa.evaluation.pooling import LAST_LAYER, PoolingConfig
+from cjepa.evaluation.whitening import root_of
 from cjepa.randomness import Stream, uniform_rows
 from cjepa.types import Part
 
 _logger = logging.getLogger(__name__)
-_SHRINKAGE = 1e-3  # relative to the unit variance of standardised features
 
 
 class LinearConfig(Part):
@@ -63,18 +63,15 @@ def linear_accuracy(config: LinearConfig, features: LabelledFeatures) -> dict[st
 
 
 def _whitened(features: LabelledFeatures) -> tuple[Float[np.ndarray, "n D"], Float[np.ndarray, "m D"]]:
-    """Standardised, then decorrelated by the training images' correlation matrix + _SHRINKAGE * identity.
+    """Standardised, then decorrelated by the training images' correlations.
 
-    A linear classifier can undo this, so it only changes what the penalty means and how fast L-BFGS arrives: features
-    of a fresh or collapsing encoder are nearly collinear, and on merely standardised ones L-BFGS stops many points
-    early, which flatters the trained encoder beside the untrained one.
+    A linear classifier can undo this, so it only changes what the penalty means and how fast L-BFGS arrives; on merely
+    standardised features it stops early, which flatters the trained encoder beside the untrained one.
     """
     mean, std = features.train.mean(0), features.train.std(0, correction=0)
     scale = torch.where(constant_dimensions(features.train), torch.inf, std)
     train, test = ((part - mean).div(scale).double() for part in (features.train, features.test))
-    correlation = train.T @ train / len(train)
-    correlation.diagonal().add_(_SHRINKAGE)
-    root = torch.linalg.cholesky(correlation)
+    root = root_of(train.T @ train / len(train))
     white = (torch.linalg.solve_triangular(root, part.T, upper=False).T for part in (train, test))
     train, test = (part.float().contiguous().cpu() for part in white)
     return train.numpy(), test.numpy()

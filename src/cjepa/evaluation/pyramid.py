@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from cjepa.evaluation.whitening import Whitening
+
 SCALES = (4.0, 2.0, 1.0, 0.5)
 """Sides of the maps, relative to the grid of patches: for patches of 16 pixels, strides 4, 8, 16, 32."""
 
@@ -63,11 +65,11 @@ class ChannelNorm(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """Batch norm and a linear layer on every patch (the linear head of DINOv2)."""
+    """A linear layer on every patch, after whitening, or after batch norm as in DINOv2's linear head."""
 
-    def __init__(self, features: int, classes: int) -> None:
+    def __init__(self, features: int, classes: int, whiten: bool) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(features)
+        self.norm = Whitening(features) if whiten else nn.BatchNorm2d(features)
         self.classify = nn.Conv2d(features, classes, 1)
         nn.init.normal_(self.classify.weight, std=0.01)
         assert self.classify.bias is not None

@@ -26,12 +26,15 @@ from cjepa.evaluation.segmentation_data import UNSCORED, Pair, SegmentationData,
 from cjepa.evaluation.sliding import multi_scale, resized_image
 from cjepa.evaluation.task import EncoderTask, Values
 from cjepa.evaluation.upernet import UperNet, tapped_blocks
+from cjepa.evaluation.whitening import Moments, Whitening
 from cjepa.evaluation.work import Work
 from cjepa.models.pretrained import PretrainedEncoder, normalise
 from cjepa.randomness import Stream, uniform_rows
 from cjepa.types import Part
 
 Positive = Annotated[float, Field(gt=0)]
+_WHITENED_STEPS = 64
+"""Batches of windows whose patches are decorrelated: ten thousands of patches, more than any encoder has features."""
 
 
 class SegmentationConfig(Part):
@@ -45,6 +48,8 @@ class SegmentationConfig(Part):
     """A linear layer on every patch, Semantic FPN on the simple feature pyramid, or UPerNet on four blocks."""
     layers: int = Field(1, ge=1)
     """Last blocks whose patches are concatenated for the linear head (DINOv2: also 4)."""
+    whiten: bool = True
+    """Decorrelate frozen patches before the linear layer; false: batch norm alone, as DINOv2, and far more epochs."""
     channels: int = Field(256, ge=1)
     """Width of the maps of Semantic FPN and UPerNet."""
     tune: float = Field(0.0, ge=0, le=1)
@@ -130,7 +135,7 @@ class Segmenter(nn.Module):
         self.head: nn.Module
         match config.head:
             case "linear":
-                self.head = LinearHead(encoder.width * config.layers, classes)
+                self.head = LinearHead(encoder.width * config.layers, classes, config.whiten and config.tune == 0)
                 self.blocks = tuple(range(depth - config.layers, depth))
             case "fpn":
                 self.head = SemanticFpn(encoder.width, classes, config.channels)
@@ -143,12 +148,15 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B C h w"]:
         """Logits, brought from the grid of patches to the pixels."""
-        size = images.shape[2:]
+        return interpolate(self.head(self.maps(images)).float(), images.shape[2:], mode="bilinear")
+
+    def maps(self, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B F rows columns"]:
+        """Patches of the blocks that the head reads, side by side."""
         depth, first = len(self.encoder.encoder.blocks), self.blocks[0]
         outputs = layers_of(self.encoder, images, depth - first, norm=True)
         patches = torch.cat([outputs[block - first] for block in self.blocks], 2)
-        grid = (size[0] // self.encoder.patch_size, size[1] // self.encoder.patch_size)
-        return interpolate(self.head(as_map(patches, grid)).float(), size, mode="bilinear")
+        height, width = (side // self.encoder.patch_size for side in images.shape[2:])
+        return as_map(patches, (height, width))
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,10 @@ class SegmentationTask(EncoderTask):
             torch.manual_seed(work.seed)  # the same head for every encoder
             model = Segmenter(copy.deepcopy(encoder), self.config, self.data.classes).to(work.device)
         model.encoder.requires_grad_(self.config.tune > 0)
-        fit(self._plan(model, work), work)
+        plan = self._plan(model, work)
+        if isinstance(model.head, LinearHead) and isinstance(model.head.norm, Whitening):
+            model.head.norm.learn(self._moments(model, plan, work))  # again the same where the fit is continued
+        fit(plan, work)
         return segmentation_scores(self._confusion(model.eval(), work))
 
     def _plan(self, model: Segmenter, work: Work) -> Plan[Batch]:
@@ -203,6 +214,19 @@ class SegmentationTask(EncoderTask):
             steps=steps,
             images=size,
         )
+
+    def _moments(self, model: Segmenter, plan: Plan[Batch], work: Work) -> Moments:
+        """Of the patches of the first windows that the head will be trained on."""
+        moments = Moments(model.encoder.width * len(model.blocks), work.device)
+        steps = min(plan.steps, _WHITENED_STEPS)
+        with torch.inference_mode(), work.progress("whitening", steps) as line:
+            for step in range(steps):
+                images = plan.batches[step][0].to(work.device)
+                with work.autocast():
+                    maps = model.maps(normalise(images, model.encoder.mean, model.encoder.std))
+                moments.add(maps.float().permute(0, 2, 3, 1).flatten(0, 2))
+                line.update(step + 1, {}, len(images))
+        return moments
 
     def _confusion(self, model: Segmenter, work: Work) -> Int[np.ndarray, "C C"]:
         config, total = self.config, np.zeros((self.data.classes, self.data.classes), dtype=np.int64)
