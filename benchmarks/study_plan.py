@@ -261,6 +261,9 @@ CHOICES = (
     Condition("one-way", (*_CONTEXT, _ONE_WAY), "predictor (64 x 2)"),
     Condition("reference", (*_CONTEXT, "model.encoder.patch_projection=reference"), "patch projection"),
     Condition("from 0.996", (*_CONTEXT, "training.momentum.start=0.996"), "momentum (from 0.99)"),
+    Condition("from 0.9", (*_CONTEXT, "training.momentum.start=0.9"), "momentum (from 0.99)"),
+    Condition("0.004", (*_CONTEXT, "training.optimizer.learning_rate.peak=0.004"), "learning rate (0.002)"),
+    Condition("0.008", (*_CONTEXT, "training.optimizer.learning_rate.peak=0.008"), "learning rate (0.002)"),
 )
 """One choice changed at a time, from the recipe of the demo."""
 
