@@ -22,7 +22,7 @@ from cjepa.cli import app
 from cjepa.data import DataConfig, EvaluationImages, FolderConfig, open_source
 from cjepa.data.source import Joined
 from cjepa.embedding import Column, RowStore
-from cjepa.errors import DivergedError, InputError, StoppedEarly
+from cjepa.errors import DivergedError, InputError, StoppedEarly, StorageError
 from cjepa.models.weights.folder import write_folder
 from cjepa.runs import EmbeddingJob, embed_images
 from cjepa.types import Unreadable
@@ -270,7 +270,7 @@ def test_a_full_disk_on_the_way_costs_what_was_not_synced(
     out, job = tmp_path / "e.npy", EmbeddingJob(batch_size=16)
     with monkeypatch.context() as patch:
         patch.setattr(RowStore, "sync", _full_disk)
-        with pytest.raises(StoppedEarly, match="cannot be written"):
+        with pytest.raises(StorageError, match="cannot be written"):
             embed_images(weights, images, out, job, device="cpu")
     assert embed_images(weights, images, out, job, device="cpu").computed == 49
 

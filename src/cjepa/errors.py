@@ -26,7 +26,7 @@ class NoValidCheckpointError(CjepaError):
 
 
 class StorageError(CjepaError):
-    """The run folder cannot be written: the earlier checkpoints are untouched and the run can be continued."""
+    """A folder cannot be written: what it holds is untouched, and the same command continues."""
 
     exit_code = 75
 

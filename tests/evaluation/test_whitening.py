@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from cjepa.errors import DivergedError
 from cjepa.evaluation.pyramid import LinearHead
 from cjepa.evaluation.whitening import SHRINKAGE, Moments, Whitening, root_of
 
@@ -81,3 +82,10 @@ def test_with_few_steps_the_head_is_as_good_as_a_converged_one(whiten: bool, rea
     found = head.eval()(as_maps(test))[0].flatten(1).argmax(0)
     accuracy = 100 * float((found == truth).float().mean())
     assert (accuracy > best - 2) == reaches
+
+
+def test_embeddings_that_are_not_finite_are_refused() -> None:
+    moments = Moments(2, torch.device("cpu"))
+    moments.add(torch.tensor([[1.0, torch.nan], [0.0, 1.0]]))
+    with pytest.raises(DivergedError, match="not finite"):
+        moments.whitening()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import cjepa
 from cjepa.errors import InputError
-from cjepa.models import EncoderConfig
+from cjepa.models import EncoderConfig, VisionTransformer
 from cjepa.models.vit import SIZES
 from cjepa.models.weights import open_weights
 from cjepa.models.weights.contents import IMAGENET_MEAN, IMAGENET_STD
@@ -201,6 +201,13 @@ def test_ratios_of_released_sizes_give_their_hidden_width_back(tmp_path: Path) -
         read = open_weights(tmp_path / "g.safetensors", 4)
         assert int(width * read.config.mlp_ratio) == hidden
     assert {size[2] for size in SIZES.values()} == {3, 6, 12, 16}
+
+
+def test_a_ratio_that_makes_no_whole_number_of_hidden_units_is_read_back(tmp_path: Path) -> None:
+    config = EncoderConfig(width=48, depth=1, heads=4, patch_size=4, mlp_ratio=2.7)  # 129 units, not 129.6
+    ours = pretrained()
+    write_folder(tmp_path, config, ours.preparation, VisionTransformer(config).state_dict())
+    assert cjepa.load_encoder(tmp_path).encoder.config == config
 
 
 def test_our_folder_and_what_is_wrong_with_it(tmp_path: Path) -> None:

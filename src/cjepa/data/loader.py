@@ -184,7 +184,7 @@ def _hang(notes: Notes, name: Callable[[int], str], patience: float) -> WorkerEr
 
 
 class Noted(Dataset[T]):
-    """A dataset of which every item is one image: its index is what is noted."""
+    """A dataset whose items are noted by their index while they are made: images, or batches of a step."""
 
     def __init__(self, dataset: Dataset[T], notes: Notes) -> None:
         self.dataset = dataset

@@ -183,7 +183,8 @@ class SegmentationTask(EncoderTask):
         model.encoder.requires_grad_(self.config.tune > 0)
         plan = self._plan(model, work)
         if isinstance(model.head, LinearHead) and isinstance(model.head.norm, Whitening):
-            model.head.norm.learn(self._moments(model, plan, work))  # again the same where the fit is continued
+            # Where the fit is continued these are the values that it kept.
+            model.head.norm.learn(self._moments(model, plan, work))
         fit(plan, work)
         return segmentation_scores(self._confusion(model.eval(), work))
 

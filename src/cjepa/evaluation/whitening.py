@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cjepa.errors import DivergedError
+
 SHRINKAGE = 1e-3
 """Added to the diagonal of a correlation matrix, whose diagonal is 1."""
 
@@ -21,16 +23,18 @@ def root_of(correlation: Float[Tensor, "F F"]) -> Float[Tensor, "F F"]:
 
 
 class Moments:
-    """Means and products of features that come in parts, in float64."""
+    """Means and products of features that come in parts, in float64; on the CPU where the device has none."""
 
     def __init__(self, features: int, device: torch.device) -> None:
+        if device.type == "mps":
+            device = torch.device("cpu")
         self.count = 0
         self.total = torch.zeros(features, dtype=torch.float64, device=device)
         self.products = torch.zeros(features, features, dtype=torch.float64, device=device)
 
     def add(self, rows: Float[Tensor, "n F"]) -> None:
         """Count n more."""
-        rows = rows.double()
+        rows = rows.to(self.total.device).double()
         self.count += len(rows)
         self.total += rows.sum(0)
         self.products += rows.T @ rows
@@ -38,8 +42,10 @@ class Moments:
     def whitening(self) -> tuple[Float[Tensor, "F"], Float[Tensor, "F F"]]:
         """Mean m and matrix W of W (x - m), whose covariance is the identity up to SHRINKAGE; float32.
 
-        Features that do not vary become 0.
+        Features that do not vary become 0. Raises DivergedError if what was seen is not finite.
         """
+        if not self.products.isfinite().all():
+            raise DivergedError("the encoder's embeddings are not finite; evaluate an earlier checkpoint")
         mean = self.total / self.count
         covariance = self.products / self.count - torch.outer(mean, mean)
         variance, noise = covariance.diagonal(), self.products.diagonal() / self.count * 1e-12

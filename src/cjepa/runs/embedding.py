@@ -1,5 +1,6 @@
 """`cjepa embed`: embeddings of all images of a folder, list or shards, in a file; goes on where it was stopped."""
 
+import errno
 import json
 import logging
 import shutil
@@ -20,7 +21,7 @@ from cjepa.data.every_image import EveryImage, ImageBatch, iterate_every
 from cjepa.data.source import Joined
 from cjepa.embedding import Column, Features, Format, RowStore, format_of, write
 from cjepa.embedding.store import JOB
-from cjepa.errors import DivergedError, InputError, StoppedEarly
+from cjepa.errors import DivergedError, InputError, StoppedEarly, StorageError
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.runs.sharding import data_of
 from cjepa.training.durable import replace
@@ -32,6 +33,7 @@ _log = logging.getLogger(__name__)
 SYNC_SECONDS = 5.0
 """Seconds of work that a kill may cost."""
 LOCK = ".lock"
+_FAILED_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
 _INPUTS = ("weights", "preparation", "images", "fingerprint")
 """What of a part's description is no option of the command."""
 
@@ -77,7 +79,7 @@ def embed_images(
     Row i is image i in the order of the source; an unreadable image has NaN (null in .parquet) and a line in
     OUT.unreadable.jsonl. Rows are kept in .OUT.part beside OUT: after a kill or Ctrl-C the same command goes on there
     and ends with the same bytes; a part of other weights or images is begun anew. OUT appears when it is complete.
-    Raises InputError for bad input and StoppedEarly after a signal or a failed write.
+    Raises InputError for bad input, StoppedEarly after a signal and StorageError after a failed write.
     """
     format_ = format_of(out)
     if out.exists():
@@ -131,7 +133,7 @@ def _description(
 
 @contextmanager
 def _locked(part: Path) -> Iterator[None]:
-    """The part folder, for one process at a time. A write that fails inside is no bad input: StoppedEarly."""
+    """The part folder, for one process at a time. A disk that fails inside is no bad input: StorageError."""
     try:
         part.mkdir(parents=True, exist_ok=True)
         lock = FileLock(part / LOCK)
@@ -143,7 +145,9 @@ def _locked(part: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoppedEarly(
+        if error.errno not in _FAILED_DISK:
+            raise
+        raise StorageError(
             f"{part.parent} cannot be written: {error}; when that is mended, the same command goes on"
         ) from error
     finally:

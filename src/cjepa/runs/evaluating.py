@@ -52,7 +52,8 @@ RAW_PIXELS, COLOUR_STATISTICS, UNTRAINED = "raw pixels", "colour statistics", "u
 class Result:
     """One line of evaluations.jsonl: the values of one evaluation of one encoder, or of features without one.
 
-    encoder: target, context, untrained, raw pixels or colour statistics. step: of the checkpoint, 0 without one.
+    encoder: target, context, untrained, or what needs none: raw pixels, colour statistics, first mask kept.
+    step: of the checkpoint, 0 without one.
     digest: of the encoder (`encoder_digest`), None for features without one.
     protocol: everything else that decides the values; only values of equal protocols compare.
     """
@@ -87,15 +88,13 @@ def evaluate_run(
 ) -> list[Result]:
     """Each evaluation of a run's encoder, after those of what it has to beat: baselines and the untrained encoder.
 
-    Every result is a line of evaluations.jsonl in the run folder; what is there is not computed again, and what was
-    interrupted continues. run: a run folder, or weights that cjepa.load_encoder opens. images: a folder of labelled
-    images in place of those that the run was trained on, for evaluations that name no data of their own. comparisons:
-    also what it has to beat. heads: as cjepa.load_encoder takes them. batch_size, workers: images per forward pass of a
-    frozen encoder, and processes that load them, where not as the run has them. Raises InputError without a run, a
-    checkpoint or usable images, NoValidCheckpointError when no checkpoint verifies, StoppedEarly at a signal.
-
-    Started by torchrun, every rank calls it and returns the same: features are extracted in shares, and the rest is
-    done by the first rank, which alone writes.
+    Every result is a line of evaluations.jsonl in the run folder, or of FILE.evaluations.jsonl beside weights; what is
+    there is not computed again, and what was interrupted continues. run: a run folder, or weights that
+    cjepa.load_encoder opens. images: a folder of labelled images in place of those that the run was trained on, for
+    evaluations that name no data of their own. comparisons: also what it has to beat. heads: as cjepa.load_encoder
+    takes them. batch_size, workers: images per forward pass of a frozen encoder, and processes that load them, where
+    not as the run has them. Raises InputError without a run, a checkpoint or usable images, NoValidCheckpointError when no
+    checkpoint verifies, StoppedEarly at a signal.
     """
     with joined(choose_device(device), PATIENCE), stopping_at_once(_ADVICE):
         subject = _subject(run, which, checkpoint, images, heads)
@@ -232,8 +231,8 @@ class _Measured:
         # Where the images lie is a matter of the machine; what they are is in the task's protocol.
         keys = evaluation.model_dump(mode="json", exclude={"data"})
         protocol = keys | task.protocol() | {"precision": self.work.precision}
-        _refuse_other_images(protocol)
         asked = Result(step, evaluation.name, encoder, digest, protocol, {})
+        _refuse_other_ranks(asked)
         known = from_first(lambda: self.log.find(asked))
         if known is not None:
             return known
@@ -260,13 +259,19 @@ def _alone(measure: Callable[[Work], Values], work: Work) -> Values:
         return measure(work)
 
 
-def _refuse_other_images(protocol: dict[str, Any]) -> None:
-    others = [number for number, each in enumerate(collect(protocol)) if each != protocol]
-    if others:
-        raise InputError(
-            f"rank {others[0]} sees other images than rank {rank()} (their names or sizes differ); give every machine "
-            "the same ones"
-        )
+def _refuse_other_ranks(asked: Result) -> None:
+    """What each rank is about to measure must be the same."""
+    for number, other in enumerate(collect(asked)):
+        if (other.step, other.digest) != (asked.step, asked.digest):
+            raise InputError(
+                f"rank {number} has other weights (step {other.step}) than rank {rank()} (step {asked.step}): the run "
+                "went on meanwhile, or a machine has an older copy; evaluate again when all see the same checkpoint"
+            )
+        if other.protocol != asked.protocol:
+            raise InputError(
+                f"rank {number} sees other images than rank {rank()} (their names or sizes differ); give every machine "
+                "the same ones"
+            )
 
 
 def _titled(title: str) -> Callable[[str, int], Progress]:

@@ -139,7 +139,9 @@ def _results(path: Path, checkpoint: When, heads: int | None) -> list[Table]:
     here = {encoder_digest(encoder) for encoder in (untrained, *encoders)}
     tables: dict[str, dict[str, dict[str, Any]]] = {}
     for row in read_rows(results):
-        if row.get("values") and (row["encoder"] not in _ENCODERS or row.get("digest") in here):
+        if not {"name", "encoder", "protocol", "values"} <= row.keys():
+            continue  # a line of another tool
+        if row["values"] and (row["encoder"] not in _ENCODERS or row.get("digest") in here):
             key = f"{row['name']} {json.dumps(row['protocol'], sort_keys=True)}"
             tables.setdefault(key, {})[_features(row)] = row
     return [_table(list(rows.values())) for rows in tables.values() if any(row.get("digest") for row in rows.values())]

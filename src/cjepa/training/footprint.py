@@ -5,8 +5,8 @@ of two numbers and its sum are two), twice that backward. For the backward pass 
 numbers: its two normalisations' inputs and outputs (4), query, key and value (3), the attention's output (1), and the
 hidden layer before and after its activation (2 r). The predictor has M sequences of C + T tokens, for M target blocks
 of T patches and a context of C. With one-way attention it has one of C + M T, with C^2 + M T (C + T) pairs of query and
-key, and keeps the keys and values that it copies for every target block. tests/training/test_footprint.py and
-benchmarks/footprint.py compare this with what is counted and measured.
+key, and keeps what it copies: keys, values and queries of every target block, and outputs.
+tests/training/test_footprint.py and benchmarks/footprint.py compare this with what is counted and measured.
 """
 
 from dataclasses import dataclass

@@ -69,8 +69,7 @@ def _ratio(hidden: int, width: int) -> float:
 
 
 def fit(weights: Mapping[str, Tensor], config: EncoderConfig, origin: str) -> dict[str, Tensor]:
-    """The weights in float32. InputError lists the names and shapes that do not fit, the first
-    MOST_PROBLEMS of them.
+    """The weights in float32. InputError lists the names and shapes that do not fit, MOST_PROBLEMS at most.
 
     Nothing but one block is built before the names agree, so a file cannot ask for an encoder larger than itself.
     """

@@ -5,7 +5,6 @@ config.json is an object with `cjepa_format` (1), `encoder` (the keys of Encoder
 """
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,9 +68,12 @@ def read_folder(folder: Path, values: Mapping[str, Any]) -> Weights:
     told = find_config(weights, config.encoder.heads, config.encoder.position_scale, origin)
     differing = [
         f"{key} {getattr(config.encoder, key)}, not {getattr(told, key)}"
-        for key in ("width", "depth", "patch_size", "mlp_ratio")
-        if not math.isclose(getattr(config.encoder, key), getattr(told, key), rel_tol=1e-6)
+        for key in ("width", "depth", "patch_size")
+        if getattr(config.encoder, key) != getattr(told, key)
     ]
+    # The hidden width is a whole number, from which the ratio cannot be told to the last digit.
+    if int(told.width * config.encoder.mlp_ratio) != int(told.width * told.mlp_ratio):
+        differing.append(f"mlp_ratio {config.encoder.mlp_ratio}, not {told.mlp_ratio}")
     if differing:
         raise InputError(f"{folder / CONFIG} is of another encoder than {TENSORS}: it says {', '.join(differing)}")
     if any(side % told.patch_size for side in config.image_size):
