@@ -182,12 +182,12 @@ def segmented(run: Path, evaluation: SegmentationConfig, seed: int) -> list[Resu
 def add_rows(name: str, run: Path, results: list[Result]) -> None:
     """Into the file, which others may have changed meanwhile."""
     rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    environment = describe_environment()
+    environment, seed = describe_environment(), read_config(run).seed
     for result in results:
         row = {
-            "checkpoint": name,
+            "checkpoint": f"{name}, seed {seed}" if seed else name,
             "commit": environment["commit"],
-            "seed": read_config(run).seed,
+            "seed": seed,
             "step": result.step,
             "evaluation": result.name,
             "features": result.encoder,

@@ -93,8 +93,8 @@ def evaluate_run(
     cjepa.load_encoder opens. images: a folder of labelled images in place of those that the run was trained on, for
     evaluations that name no data of their own. comparisons: also what it has to beat. heads: as cjepa.load_encoder
     takes them. batch_size, workers: images per forward pass of a frozen encoder, and processes that load them, where
-    not as the run has them. Raises InputError without a run, a checkpoint or usable images, NoValidCheckpointError when no
-    checkpoint verifies, StoppedEarly at a signal.
+    not as the run has them. Raises InputError without a run, a checkpoint or usable images, NoValidCheckpointError when
+    no checkpoint verifies, StoppedEarly at a signal.
     """
     with joined(choose_device(device), PATIENCE), stopping_at_once(_ADVICE):
         subject = _subject(run, which, checkpoint, images, heads)
