@@ -17,11 +17,12 @@ def faults():
         torch.zeros(1 << 24).add_(1.0)  # 64 MiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-faults()
-mapped = faults()
+def fewest():
+    return min(faults() for _ in range(4))
+
+mapped = fewest()
 assert keep_freed_memory()
-faults()
-print(mapped, faults())
+print(mapped, fewest())
 """
 
 
@@ -30,4 +31,5 @@ def test_large_tensors_do_not_touch_new_pages() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     mapped, kept = map(int, done.stdout.split())
     assert mapped > 3000
-    assert kept < mapped / 2  # at most one of three: where the heap is extended depends on what else lies in it
+    # Of four times three the best: the heap is extended now and then, and systems take pages back that rest.
+    assert kept < mapped / 2
