@@ -146,7 +146,7 @@ def _locked(part: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno not in _FAILED_DISK:
-            raise
+            raise InputError(f"{part.parent}: {error}; mend that, and the same command goes on") from error
         raise StorageError(
             f"{part.parent} cannot be written: {error}; when that is mended, the same command goes on"
         ) from error
