@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import cjepa
+from cjepa.build import footprint_of
 from cjepa.config import RunConfig, describe_keys
 from cjepa.config.presets import resolve
 from cjepa.training import health
@@ -105,6 +106,21 @@ def test_thresholds_are_those_of_the_verdict() -> None:
     rows = re.findall(r"^\| `([A-Z_]+)` \| ([0-9.]+) \|$", (ROOT / "docs" / "health.md").read_text(), re.MULTILINE)
     constants = {name: value for name, value in vars(health).items() if name.isupper()}
     assert {name: float(value) for name, value in rows} == constants
+
+
+def test_the_needs_of_presets_are_those_of_the_formulas() -> None:
+    """The table of docs/scale.md: numbers in millions, GiB, GFLOP and MB, of a run in bfloat16 on a GPU."""
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| `(imagenet-[^`]+)` \| (\d[^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", text, re.M
+    )
+    assert len(rows) == 3
+    for command, *told in rows:
+        preset, *changes = command.split()
+        needs = footprint_of(resolve(preset, [*changes, "training.precision=bfloat16"]), "cuda")
+        state = 4 * (3 * needs.learned + needs.average) / 2**30
+        values = needs.learned / 1e6, needs.average / 1e6, state, needs.operations / 1e9, needs.activations / 1e6
+        assert told == [f"{value:.{digits}f}" for value, digits in zip(values, (0, 0, 1, 0, 0), strict=True)]
 
 
 def requirements(name: str) -> dict[str, str]:
