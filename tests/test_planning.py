@@ -19,9 +19,17 @@ def test_this_machine_is_measured() -> None:
 
 
 def test_a_device_that_is_elsewhere_is_computed_only() -> None:
-    made = plan(tiny_config(), "cuda:A100", 8, images=1000)
+    made = plan(tiny_config(training={"precision": "bfloat16"}), "cuda:A100", 8, images=1000)
     assert made.engine == "ddp"
-    assert made.micro_batch == 4
+    assert made.micro_batch == made.batch_size // 8
+    assert made.seconds_per_epoch == pytest.approx(1000 * made.footprint.operations / 312e12 / 8)
+    assert "at most" in plan_text(made)
+    assert "time            at least" in plan_text(made)
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda:A100", "float32"), ("cuda:V100", "bfloat16")])
+def test_a_speed_that_nobody_states_is_not_made_up(device: str, precision: str) -> None:
+    made = plan(tiny_config(training={"precision": precision}), device, 8, images=1000)
     assert made.seconds_per_epoch is None
     assert "time            unknown" in plan_text(made)
 

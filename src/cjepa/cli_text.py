@@ -195,17 +195,19 @@ def plan_text(plan: Plan) -> str:
     if plan.memory > plan.available:
         lines.append("                it does not fit: training.checkpoint_activations=true, fsdp or a smaller model")
     if plan.seconds_per_image is None:
-        lines.append("time            unknown: the device is not here, and nothing was measured")
+        lines.append("time            unknown: the device is not here, and its speed in this precision not known")
         return "\n".join(lines)
-    lines.append(
-        f"speed           {1 / plan.seconds_per_image:.3g} images/s on one device (a few steps timed, no loading)"
-    )
+    rate = 1 / plan.seconds_per_image
+    speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+    bound, source = ("", "a few steps timed") if plan.timed else ("at most ", "its maker's figure, never reached")
+    lines.append(f"speed           {bound}{speed} images/s on one device ({source}; no loading)")
     if plan.seconds_per_epoch is None:
         return "\n".join([*lines, "time            give --images for the time of an epoch"])
     epoch, total = plan.seconds_per_epoch, plan.seconds_per_epoch * plan.epochs
     if plan.ranks > 1:
         lines.append("                times below are computed: communication between devices is left out")
-    return "\n".join([*lines, f"time            {epoch / 3600:.3g} h an epoch, {total / 3600:.3g} h in all"])
+    least = "" if plan.timed else "at least "
+    return "\n".join([*lines, f"time            {least}{epoch / 3600:.3g} h an epoch, {total / 3600:.3g} h in all"])
 
 
 def sharded_text(folders: Sequence[Sharded], use: str) -> str:

@@ -20,6 +20,16 @@ from cjepa.types import Batch
 GIB = float(1 << 30)
 MEMORY = {"V100": 16, "T4": 16, "A10": 24, "RTX4090": 24, "L4": 24, "A100": 80, "H100": 80, "H200": 141, "B200": 180}
 """GiB of some accelerators, as their makers state them."""
+DENSE = {
+    "A10": 125e12,
+    "RTX4090": 165e12,
+    "L4": 121e12,
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+}
+"""Dense operations per second in bfloat16, as their makers state them; the others have no bfloat16."""
 CUDA_CONTEXT = 0.7 * GIB
 """What a process holds on a GPU besides tensors: assumed, not measured here."""
 TIMED_IMAGES, TIMED_STEPS = 8, 3
@@ -28,7 +38,11 @@ TIMED_IMAGES, TIMED_STEPS = 8, 3
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run needs for each of its ranks; seconds are None where the device is not this machine's."""
+    """What a run needs for each of its ranks.
+
+    seconds_per_image: timed where the device is this machine's; else the least that its maker's figure allows, or None
+    where there is none.
+    """
 
     device: str
     ranks: int
@@ -40,6 +54,7 @@ class Plan:
     memory: float
     available: float
     seconds_per_image: float | None
+    timed: bool
     images: int | None
     epochs: float
 
@@ -72,6 +87,9 @@ def plan(config: RunConfig, device: str, ranks: int, images: int | None) -> Plan
         seconds = _seconds_per_image(config, here)
     available = memory or device_memory(here or torch.device("cpu"))
     needs, share = footprint_of(config, kind), batch // ranks
+    if here is None and config.training.precision == "bfloat16":
+        fastest = DENSE.get(device.removeprefix("cuda:"))
+        seconds = needs.operations / fastest if fastest else None
     engine, shards = engine_for(config, needs, ranks, USABLE * available - process)
     fitting = needs.micro_batch(share, USABLE * available - process, shards)
     micro = min(config.training.micro_batch or fitting, share)
@@ -86,6 +104,7 @@ def plan(config: RunConfig, device: str, ranks: int, images: int | None) -> Plan
         memory=process + needs.memory(share, micro, shards),
         available=available,
         seconds_per_image=seconds,
+        timed=here is not None,
         images=images,
         epochs=config.training.epochs,
     )
