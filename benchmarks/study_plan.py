@@ -220,6 +220,10 @@ PHASES = (
 
 _CONTEXT = ("objective=cjepa-context", "objective.beta=1")
 _ONE_WAY = "model.predictor.attention=one_way"
+_FAST = "training.momentum.start=0.9"
+_OVER_BATCH = "model.target.normalization=batch"
+_LITTLE = "objective.similarity=5"
+_RATE = "training.optimizer.learning_rate.peak=0.004"
 
 
 def _predictor(width: int, depth: int) -> tuple[str, ...]:
@@ -232,14 +236,14 @@ CHOICES = (
     Condition("none (I-JEPA)", ("objective=ijepa",), "regularised tensor"),
     Condition("predicted blocks, beta 1", objective("cjepa", "objective.beta=1"), "regularised tensor"),
     Condition("context and predicted, beta 1", objective("cjepa-both", "objective.beta=1"), "regularised tensor"),
-    Condition("over the batch", (*_CONTEXT, "model.target.normalization=batch"), "targets"),
+    Condition("over the batch", (*_CONTEXT, _OVER_BATCH), "targets"),
     Condition("not normalised", (*_CONTEXT, "model.target.normalization=none"), "targets"),
     Condition("0.01", ("objective=cjepa-context", "objective.beta=0.01"), "beta, context"),
     Condition("0.1", ("objective=cjepa-context", "objective.beta=0.1"), "beta, context"),
     Condition("10", ("objective=cjepa-context", "objective.beta=10"), "beta, context"),
     Condition("0.01", objective("cjepa", "objective.beta=0.01"), "beta, predicted"),
     Condition("0", (*_CONTEXT, "objective.similarity=0"), "weight of similarity (25)"),
-    Condition("5", (*_CONTEXT, "objective.similarity=5"), "weight of similarity (25)"),
+    Condition("5", (*_CONTEXT, _LITTLE), "weight of similarity (25)"),
     Condition("100", (*_CONTEXT, "objective.similarity=100"), "weight of similarity (25)"),
     Condition("3 x 512, batch norm", (*_CONTEXT, _P, "objective.projector.depth=3"), "projector (none)"),
     Condition(
@@ -261,11 +265,21 @@ CHOICES = (
     Condition("one-way", (*_CONTEXT, _ONE_WAY), "predictor (64 x 2)"),
     Condition("reference", (*_CONTEXT, "model.encoder.patch_projection=reference"), "patch projection"),
     Condition("from 0.996", (*_CONTEXT, "training.momentum.start=0.996"), "momentum (from 0.99)"),
-    Condition("from 0.9", (*_CONTEXT, "training.momentum.start=0.9"), "momentum (from 0.99)"),
-    Condition("0.004", (*_CONTEXT, "training.optimizer.learning_rate.peak=0.004"), "learning rate (0.002)"),
+    Condition("from 0.9", (*_CONTEXT, _FAST), "momentum (from 0.99)"),
+    Condition("0.004", (*_CONTEXT, _RATE), "learning rate (0.002)"),
     Condition("0.008", (*_CONTEXT, "training.optimizer.learning_rate.peak=0.008"), "learning rate (0.002)"),
+    Condition("from 0.9; over the batch", (*_CONTEXT, _FAST, _OVER_BATCH), "together"),
+    Condition("similarity 5; from 0.9", (*_CONTEXT, _LITTLE, _FAST), "together"),
+    Condition("similarity 5; over the batch", (*_CONTEXT, _LITTLE, _OVER_BATCH), "together"),
+    Condition("similarity 5; from 0.9; over the batch", (*_CONTEXT, _LITTLE, _FAST, _OVER_BATCH), "together"),
+    Condition("from 0.9; over the batch; rate 0.004", (*_CONTEXT, _FAST, _OVER_BATCH, _RATE), "together"),
+    Condition(
+        "beta 0.01; from 0.9; over the batch",
+        ("objective=cjepa-context", "objective.beta=0.01", _FAST, _OVER_BATCH),
+        "together",
+    ),
 )
-"""One choice changed at a time, from the recipe of the demo."""
+"""One choice changed at a time from the recipe of the demo, then those that did well together."""
 
 PARTS = (
     StudyPart("convergence-tiles", TILES, "cpu", methods(2), 3),
