@@ -1,7 +1,7 @@
 """The loop in which heads, and encoders with them, are fitted: every evaluation that trains takes its steps here."""
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from time import monotonic
@@ -29,7 +29,8 @@ class Plan(Generic[B]):
 
     modules: what is saved, by name; in training mode where the caller put them. batches: item `step` is the batch of
     that step, a function of it alone. rate: the learning rate of a step, to be multiplied by each group's SCALE.
-    after: called when a step was taken.
+    after: called when a step was taken. prepare: called before the first step, but not where an interrupted fit goes
+    on, with the batches of the first `prepared` steps.
     """
 
     modules: Mapping[str, nn.Module]
@@ -41,6 +42,8 @@ class Plan(Generic[B]):
     images: int
     clip: float | None = None
     after: Callable[[int], None] = lambda _: None
+    prepare: Callable[[Iterable[B]], None] | None = None
+    prepared: int = 0
 
 
 def fit(plan: Plan[B], work: Work) -> None:
@@ -51,12 +54,15 @@ def fit(plan: Plan[B], work: Work) -> None:
     WorkerError if a worker dies or hangs.
     """
     start = _restore(plan, work)
+    if start == 0 and plan.prepare is not None:
+        with closing(_batches(plan, range(plan.prepared), work)) as batches:
+            plan.prepare(batches)
     saved = monotonic()
     with (
         work.unbroken(),
         _own_generators(work.device),
         work.progress("step", plan.steps) as line,
-        closing(_batches(plan, start, work)) as batches,
+        closing(_batches(plan, range(start, plan.steps), work)) as batches,
     ):
         line.update(start, {})
         for step, batch in enumerate(batches, start):
@@ -73,10 +79,9 @@ def fit(plan: Plan[B], work: Work) -> None:
                 )
 
 
-def _batches(plan: Plan[B], start: int, work: Work) -> Generator[B, None, None]:
+def _batches(plan: Plan[B], steps: range, work: Work) -> Generator[B, None, None]:
     notes = Notes(work.workers)
     name = "the images of step {}".format
-    steps = range(start, plan.steps)
     return load(Noted(plan.batches, notes), steps, notes, name, workers=work.workers, patience=work.patience)
 
 

@@ -1,6 +1,7 @@
 """Semantic segmentation: a linear head, Semantic FPN or UPerNet on the frozen or tuned encoder."""
 
 import copy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, assert_never
@@ -181,17 +182,14 @@ class SegmentationTask(EncoderTask):
             torch.manual_seed(work.seed)  # the same head for every encoder
             model = Segmenter(copy.deepcopy(encoder), self.config, self.data.classes).to(work.device)
         model.encoder.requires_grad_(self.config.tune > 0)
-        plan = self._plan(model, work)
-        if isinstance(model.head, LinearHead) and isinstance(model.head.norm, Whitening):
-            # Where the fit is continued these are the values that it kept.
-            model.head.norm.learn(self._moments(model, plan, work))
-        fit(plan, work)
+        fit(self._plan(model, work), work)
         return segmentation_scores(self._confusion(model.eval(), work))
 
     def _plan(self, model: Segmenter, work: Work) -> Plan[Batch]:
         config = self.config
         size = min(config.batch_size, len(self.data.train))
         steps = steps_of(config.epochs, len(self.data.train), size)
+        whitened = min(steps, _WHITENED_STEPS)
 
         def loss(batch: Batch) -> Tensor:
             images, labels = (part.to(work.device) for part in batch)
@@ -214,20 +212,28 @@ class SegmentationTask(EncoderTask):
             rate=lambda step: warmup_cosine(step, steps // 20, steps),
             steps=steps,
             images=size,
+            prepare=self._whitening(model, whitened, work),
+            prepared=whitened,
         )
 
-    def _moments(self, model: Segmenter, plan: Plan[Batch], work: Work) -> Moments:
-        """Of the patches of the first windows that the head will be trained on."""
-        moments = Moments(model.encoder.width * len(model.blocks), work.device)
-        steps = min(plan.steps, _WHITENED_STEPS)
-        with torch.inference_mode(), work.progress("whitening", steps) as line:
-            for step in range(steps):
-                images = plan.batches[step][0].to(work.device)
-                with work.autocast():
-                    maps = model.maps(normalise(images, model.encoder.mean, model.encoder.std))
-                moments.add(maps.float().permute(0, 2, 3, 1).flatten(0, 2))
-                line.update(step + 1, {}, len(images))
-        return moments
+    def _whitening(self, model: Segmenter, steps: int, work: Work) -> Callable[[Iterable[Batch]], None] | None:
+        """What tells a whitening head the moments of patches; None for any other head."""
+        norm = model.head.norm if isinstance(model.head, LinearHead) else None
+        if not isinstance(norm, Whitening):
+            return None
+
+        def learn(batches: Iterable[Batch]) -> None:
+            moments = Moments(model.encoder.width * len(model.blocks), work.device)
+            with torch.inference_mode(), work.progress("whitening", steps) as line:
+                for step, (windows, _) in enumerate(batches, start=1):
+                    images = windows.to(work.device)
+                    with work.autocast():
+                        maps = model.maps(normalise(images, model.encoder.mean, model.encoder.std))
+                    moments.add(maps.float().permute(0, 2, 3, 1).flatten(0, 2))
+                    line.update(step, {}, len(images))
+            norm.learn(moments)
+
+        return learn
 
     def _confusion(self, model: Segmenter, work: Work) -> Int[np.ndarray, "C C"]:
         config, total = self.config, np.zeros((self.data.classes, self.data.classes), dtype=np.int64)
