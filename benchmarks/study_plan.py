@@ -104,18 +104,18 @@ CIFAR10 = Recipe(
 )
 CLOTHING = Recipe(
     "clothing",
-    "photographs of clothes, 96 px, 20 epochs",
+    "photographs of clothes, 96 px, 12 epochs",
     "small-96",
     (
         *_QUIET,
         *_TINY,
         _LINEAR,
         "model.predictor.depth=2",
-        "training.batch_size=128",
-        "training.epochs=20",
-        "training.evaluate_every=4",
+        "training.batch_size=64",
+        "training.epochs=12",
+        "training.evaluate_every=3",
         "training.optimizer.learning_rate.peak=0.002",
-        "training.optimizer.learning_rate.warmup_epochs=2",
+        "training.optimizer.learning_rate.warmup_epochs=1",
     ),
     folder=True,
 )
