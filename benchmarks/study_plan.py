@@ -104,7 +104,7 @@ CIFAR10 = Recipe(
 )
 CLOTHING = Recipe(
     "clothing",
-    "photographs of clothes, 96 px, 12 epochs",
+    "photographs of clothes, 96 px, 10 epochs",
     "small-96",
     (
         *_QUIET,
@@ -112,8 +112,8 @@ CLOTHING = Recipe(
         _LINEAR,
         "model.predictor.depth=2",
         "training.batch_size=64",
-        "training.epochs=12",
-        "training.evaluate_every=3",
+        "training.epochs=10",
+        "training.evaluate_every=2",
         "training.optimizer.learning_rate.peak=0.002",
         "training.optimizer.learning_rate.warmup_epochs=1",
     ),
