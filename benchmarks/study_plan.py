@@ -89,7 +89,7 @@ COLLAPSE = Recipe(
 )
 CIFAR10 = Recipe(
     "cifar10",
-    "CIFAR-10, 32 px, 3 epochs",
+    "CIFAR-10, 32 px, 2 epochs",
     "cifar10-small",
     (
         *_QUIET,
@@ -97,7 +97,7 @@ CIFAR10 = Recipe(
         _LINEAR,
         "monitor.train_images=5000",
         "monitor.test_images=2000",
-        "training.epochs=3",
+        "training.epochs=2",
         "training.evaluate_every=0.5",
     ),
     folder=True,
@@ -154,6 +154,8 @@ def objective(name: str, *changes: str) -> tuple[str, ...]:
     return (f"objective={name}", _P, *changes)
 
 
+_FAST = "training.momentum.start=0.9"
+_OVER_BATCH = "model.target.normalization=batch"
 _VIEWS = ("data.views.solarize=0",)
 _PLAIN_METHODS = (
     Condition(PLAIN, ("objective=ijepa",)),
@@ -168,6 +170,13 @@ _PLAIN_METHODS = (
 )
 
 
+_FOR_SMALL_DATA = (
+    Condition("C-JEPA on the context, for small data", (*_PLAIN_METHODS[2].changes, _FAST, _OVER_BATCH)),
+    Condition("I-JEPA, for small data", (*_PLAIN_METHODS[0].changes, _FAST, _OVER_BATCH)),
+)
+"""What the sensitivity part recommends, and the same without VICReg."""
+
+
 def reference_masks(min_keep: int) -> tuple[str, ...]:
     """The public sampler's distribution; its own min_keep of 10 never ends on small grids."""
     return ("masking=reference", f"masking.min_keep={min_keep}")
@@ -176,7 +185,7 @@ def reference_masks(min_keep: int) -> tuple[str, ...]:
 def methods(min_keep: int) -> tuple[Condition, ...]:
     """Those of the convergence study: the paper's rows, at its beta and at one that shows at these batch sizes."""
     masks = Condition("I-JEPA, reference masks", ("objective=ijepa", *reference_masks(min_keep)))
-    return (*_PLAIN_METHODS[:3], masks, *_PLAIN_METHODS[3:])
+    return (*_PLAIN_METHODS[:3], masks, *_PLAIN_METHODS[3:], *_FOR_SMALL_DATA)
 
 
 _REGULARISERS = {
@@ -220,8 +229,6 @@ PHASES = (
 
 _CONTEXT = ("objective=cjepa-context", "objective.beta=1")
 _ONE_WAY = "model.predictor.attention=one_way"
-_FAST = "training.momentum.start=0.9"
-_OVER_BATCH = "model.target.normalization=batch"
 _LITTLE = "objective.similarity=5"
 _RATE = "training.optimizer.learning_rate.peak=0.004"
 
