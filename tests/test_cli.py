@@ -211,7 +211,12 @@ class TestBadImages:
         ("masking.targets=1", "compares the target blocks"),
         ("seed=-1", "seed: must be at least 0, got -1"),
         ("seed=", "'seed=' has no value; write seed=null to unset it"),
-        ("seed", "'seed' is not of the form key=value"),
+        ("my images", "'my images' is not of the form key=value; write for example data=my images"),
+        ("training.optimizer.betas=[0.9, 1]", "training.optimizer.betas[1]: must be less than 1, got 1"),
+        ("training.threads=100000", "training.threads: must be at most 1024"),
+        ("model.encoder.mlp_ratio=0.001", "model.encoder.mlp_ratio: must be at least 0.25"),
+        ("monitor.evaluations=[{name: kn}]", "monitor.evaluations[0].name: is not one of knn, linear"),
+        ("monitor.evaluations=[{k: [5]}]", "monitor.evaluations[0].name: is required; one of knn, linear"),
         ("objective=cjep", "objective: 'cjep' is not one of cjepa,"),
         ("training.lr=1", "unknown key training.lr; did you mean training.optimizer.learning_rate"),
         ("data.image_sze=32", "unknown key data.image_sze; did you mean data.image_size?"),
@@ -243,6 +248,36 @@ def test_bad_configurations(origin: str, message: str, tmp_path: Path, monkeypat
     Path("incomplete.yaml").write_text("seed: 1")
     refused(cjepa("pretrain", origin), message)
     assert not Path("runs").exists()
+
+
+def test_a_home_folder_that_the_shell_left_alone(tiny: Path, images: Path, tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path)}
+    arguments = ["pretrain", str(tiny), f"data={images}", "data.cache=~/decoded", "--out=~/a run"]
+    result = CliRunner().invoke(app, arguments, env=home)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "a run" / "config.yaml").exists()
+    assert any((tmp_path / "decoded").iterdir())
+    assert f"next: cjepa evaluate linear '{tmp_path / 'a run'}'" in said(result)
+    report = CliRunner().invoke(app, ["report", "~/a run"], env=home)
+    assert report.exit_code == 0, report.output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full stands for a full disk")
+def test_output_onto_a_full_disk() -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "cjepa", "config", "list"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert result.returncode == 75
+    assert result.stderr == "error: the output could not be written: No space left on device; nothing else is lost\n"
+
+
+@pytest.mark.parametrize("columns", ["0", "20", "200"])
+def test_tables_keep_their_numbers_on_any_terminal(run: Path, columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    result = cjepa("evaluate", "knn", run, "k=[5]")
+    assert "untrained encoder" in result.output
+    assert "…" not in result.output
 
 
 class TestRunFolder:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner, Result
 
 import cjepa as package
@@ -102,12 +103,12 @@ def test_the_context_encoder_and_the_best_checkpoint(run: Path, tmp_path: Path) 
 
 
 def test_the_card_tells_the_run(run: Path, tmp_path: Path) -> None:
-    export_run(run, TimmConfig(), tmp_path / "out", licence="cc-by-4.0")
+    export_run(run, TimmConfig(), tmp_path / "out", licence="cc-by-4.0: a\n")
     card = (tmp_path / "out" / "README.md").read_text()
     data = json.loads((run / "data.json").read_text())
     rows = {row["encoder"]: row["values"] for row in read_rows(run / "evaluations.jsonl")}
     assert card.startswith("---\nlibrary_name: timm\n")
-    assert "license: cc-by-4.0" in card
+    assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-4.0: a\n"
     assert "48 images, source `folder`, without labels (folders name 3 classes" in card
     assert data["fingerprint"] in card
     assert f"| untrained encoder | {' | '.join(_shown(value) for value in rows['untrained'].values())} |" in card
@@ -122,7 +123,7 @@ def test_the_card_tells_the_run(run: Path, tmp_path: Path) -> None:
     assert str(run) not in card
     assert str(tmp_path) not in card
     huggingface_hub = pytest.importorskip("huggingface_hub")
-    assert huggingface_hub.ModelCard(card).data.license == "cc-by-4.0", "the head is YAML that the Hub reads"
+    assert huggingface_hub.ModelCard(card).data.license == "cc-by-4.0: a\n", "the head is YAML that the Hub reads"
 
 
 def _shown(value: float) -> str:

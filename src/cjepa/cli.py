@@ -4,6 +4,8 @@ Exit codes are those of cjepa.errors: 0 done, 2 bad input or configuration, 3 di
 valid, 75 stopped early and resumable. torch is imported inside the commands, so that `cjepa --help` answers at once.
 """
 
+import errno
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -12,13 +14,17 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cjepa import __version__
-from cjepa.cli_arguments import Changes, Heads, Origin, Weights, one_of, variant
+from cjepa.cli_arguments import Changes, Heads, Origin, Weights, at_home, one_of, variant
 from cjepa.cli_files import embed, export, shard
-from cjepa.cli_terminal import messages_on_terminal, print_table
-from cjepa.errors import CjepaError, NoValidCheckpointError, StoppedEarly
+from cjepa.cli_terminal import drop_output, messages_on_terminal, print_table
+from cjepa.errors import CjepaError, NoValidCheckpointError, StoppedEarly, StorageError
 
 if TYPE_CHECKING:
     from cjepa.evaluation import Evaluation
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What standard output says on a full disk; files of the package have errors of their own."""
 
 
 class _Commands(TyperGroup):
@@ -27,7 +33,9 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             with messages_on_terminal():
-                return super().invoke(ctx)
+                result = super().invoke(ctx)
+                sys.stdout.flush()
+                return result
         except StoppedEarly as stopped:
             typer.echo(str(stopped), err=True)
             raise typer.Exit(stopped.exit_code) from stopped
@@ -37,6 +45,12 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as stopped:
             typer.echo("interrupted; the same command continues where it can", err=True)
             raise typer.Exit(StoppedEarly.exit_code) from stopped
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            drop_output()
+            typer.echo(f"error: the output could not be written: {error.strerror}; nothing else is lost", err=True)
+            raise typer.Exit(StorageError.exit_code) from error
 
 
 class _PretrainCommand(TyperCommand):
@@ -77,7 +91,9 @@ app = typer.Typer(
 config_app = typer.Typer(help="Presets and configuration keys.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 
-RunToCheck = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run folder to check.", show_default=False)]
+RunToCheck = Annotated[
+    Path | None, typer.Argument(metavar="[RUN]", help="A run folder to check.", show_default=False, callback=at_home)
+]
 
 
 def main() -> None:
@@ -106,7 +122,10 @@ def pretrain(
     origin: Origin,
     changes: Changes = None,
     out: Annotated[
-        Path | None, typer.Option(help="The run folder; a run that it holds is continued.", show_default="runs/PRESET")
+        Path | None,
+        typer.Option(
+            help="The run folder; a run that it holds is continued.", show_default="runs/PRESET", callback=at_home
+        ),
     ] = None,
     allow_change: Annotated[
         list[str] | None,
@@ -175,7 +194,8 @@ def evaluate(
     encoder: Annotated[str, typer.Option(help="Which encoder: target or context.")] = "target",
     checkpoint: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
     images: Annotated[
-        Path | None, typer.Option(help="Labelled images to use in place of the run's.", show_default=False)
+        Path | None,
+        typer.Option(help="Labelled images to use in place of the run's.", show_default=False, callback=at_home),
     ] = None,
     batch_size: Annotated[
         int | None,
@@ -223,7 +243,7 @@ app.command(short_help="Pack images into tar shards, or index shards.")(shard)
 @app.command(short_help="Train on images that are already here, in minutes.")
 def demo(
     changes: Changes = None,
-    out: Annotated[Path, typer.Option(help="Where to write.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Where to write.", callback=at_home)] = Path("runs/demo"),
 ) -> None:
     """C-JEPA and plain I-JEPA side by side on images that come with scikit-image: minutes on 2 CPU cores.
 
@@ -242,9 +262,14 @@ def demo(
 
 @app.command(short_help="Write one HTML page about one or several runs.")
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders; several are compared.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Run folders; several are compared.", callback=at_home)
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="The page to write.", show_default="RUN/report/index.html of the first run")
+        Path | None,
+        typer.Option(
+            help="The page to write.", show_default="RUN/report/index.html of the first run", callback=at_home
+        ),
     ] = None,
 ) -> None:
     """One HTML page that holds everything: verdict, curves, what the encoders see, masks, data, comparison.
@@ -260,9 +285,11 @@ def report(
 @app.command(short_help="Draw single pictures of what a run's encoders see.")
 def visualize(
     picture: Annotated[str, typer.Argument(metavar="PICTURE", help="attention, pca, masks or neighbours.")],
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="An image or a folder; the first 8 are shown.")],
-    out: Annotated[Path, typer.Option(help="The folder to write into.")] = Path(),
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", callback=at_home)],
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES", help="An image or a folder; the first 8 are shown.", callback=at_home)
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write into.", callback=at_home)] = Path(),
     checkpoint: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, or mps, which is untested.")] = "auto",
 ) -> None:
@@ -300,7 +327,7 @@ def doctor(run: RunToCheck = None) -> None:
 
 @app.command(short_help="Take again the steps that made a run give up.")
 def replay(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", callback=at_home)],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, or mps, which is untested.")] = "auto",
 ) -> None:
     """The steps that ended a run with exit code 3, taken again from the weights and images it had; changes nothing."""

@@ -8,6 +8,14 @@ import typer
 
 from cjepa.errors import InputError
 
+
+def at_home(paths: Any) -> Any:
+    """One path, several or none, with ~ as the home folder: a shell leaves it in --out=~/runs as it is."""
+    if isinstance(paths, Path):
+        return paths.expanduser()
+    return [path.expanduser() for path in paths] if isinstance(paths, list) else paths
+
+
 Origin = Annotated[
     str, typer.Argument(metavar="PRESET|FILE.yaml", help="A preset (see cjepa config list) or a YAML file.")
 ]
@@ -15,7 +23,10 @@ Changes = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to single keys.", show_default=False)
 ]
 Weights = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run folder, or weights: an export, an I-JEPA checkpoint, ...")
+    Path,
+    typer.Argument(
+        metavar="RUN", help="A run folder, or weights: an export, an I-JEPA checkpoint, ...", callback=at_home
+    ),
 ]
 
 Heads = Annotated[

@@ -1,17 +1,18 @@
 """The commands that write images or encoders in other forms: export, embed, shard; cli.py names them."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
 
-from cjepa.cli_arguments import Changes, Heads, Weights, one_of, variant
+from cjepa.cli_arguments import Changes, Heads, Weights, at_home, one_of, variant
 from cjepa.errors import InputError
 
 
 def export(
     run: Weights,
-    out: Annotated[Path, typer.Option(help="The folder to write, new or empty.")],
+    out: Annotated[Path, typer.Option(help="The folder to write, new or empty.", callback=at_home)],
     changes: Changes = None,
     name: Annotated[
         str, typer.Option("--format", help="safetensors, transformers, timm, onnx or torch-export.")
@@ -47,8 +48,10 @@ def export(
 
 def embed(
     run: Weights,
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder, list or shards of images.")],
-    out: Annotated[Path, typer.Option(help="The file to write: .npy, .parquet or .safetensors.")],
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES", help="A folder, list or shards of images.", callback=at_home)
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write: .npy, .parquet or .safetensors.", callback=at_home)],
     features: Annotated[str, typer.Option(help="pooled, patches or both.")] = "pooled",
     image_size: Annotated[
         str, typer.Option(help="Side, or HEIGHTxWIDTH, in pixels.", show_default="that of the training")
@@ -93,7 +96,9 @@ def embed(
 
 def shard(
     images: Annotated[str, typer.Argument(metavar="IMAGES", help="A folder of images, or what else data= takes.")],
-    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Where to write.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="Where to write.", show_default=False, callback=at_home)
+    ] = None,
     changes: Changes = None,
     size: Annotated[
         int | None, typer.Option(min=16, help="Reduce the shorter side to this many pixels.", show_default=False)
@@ -123,14 +128,16 @@ def shard(
 
     if index_only:
         shards, index = Path(images), out or Path(images)
-        beside = f"data={shards}"
-        apart = f"data.source.name=shards data.source.path={shards} data.source.index={index}"
+        beside = shlex.quote(f"data={shards}")
+        apart = shlex.join(["data.source.name=shards", f"data.source.path={shards}", f"data.source.index={index}"])
         typer.echo(sharded_text(index_shards(shards, index), beside if index == shards else apart))
         return
     if out is None:
         raise InputError("name the folder to write the shards into: cjepa shard IMAGES OUT")
     packing = Packing(size, one_of("--format", image_format, get_args(Format)), images_per_shard)
-    typer.echo(sharded_text(shard_images(data_of(images, changes or []), out, packing, workers), f"data={out}"))
+    typer.echo(
+        sharded_text(shard_images(data_of(images, changes or []), out, packing, workers), shlex.quote(f"data={out}"))
+    )
 
 
 def _size(text: str) -> tuple[int, int] | None:

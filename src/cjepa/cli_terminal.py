@@ -1,18 +1,24 @@
 """What the command line does with its terminal: tables on standard output, messages on standard error."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 def print_table(table: object) -> None:
-    """A table of at most 80 columns."""
+    """A table of at most 80 columns; where the terminal says that it has fewer than 40, numbers still stay whole."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.width = min(console.width, 80)
+    console.width = min(console.width, 80) if console.width >= 40 else 80
     console.print(table)
+
+
+def drop_output() -> None:
+    """Throw away what standard output still holds: Python would try, and fail, to write it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Terminal(logging.Handler):

@@ -1,6 +1,7 @@
 """What the command line prints: tables of at most 80 columns, summaries, and the documentation of every key."""
 
 import math
+import shlex
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,7 +109,7 @@ def outcome_text(outcome: Outcome) -> str:
             *_wrapped(f"verdict: {outcome.verdict}"),
             f"best {outcome.quality}: at step {outcome.best_step} of {outcome.steps}",
             f"run folder: {outcome.folder}",
-            f"next: cjepa evaluate {evaluation} {outcome.folder}",
+            f"next: cjepa evaluate {evaluation} {shlex.quote(str(outcome.folder))}",
             f'in Python: cjepa.load_encoder("{outcome.folder}")',
         ]
     )

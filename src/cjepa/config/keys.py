@@ -56,6 +56,19 @@ def is_optional(annotation: Any) -> bool:
     return types.NoneType in members(annotation)
 
 
+def item_of(annotation: Any, index: int) -> Any:
+    """The type of an item of a tuple or list; None for a key that holds neither."""
+    for member in members(annotation):
+        if get_origin(member) in (tuple, list):
+            types_of_items = get_args(member)
+            return (
+                types_of_items[0]
+                if types_of_items[-1] is Ellipsis
+                else types_of_items[min(index, len(types_of_items) - 1)]
+            )
+    return None
+
+
 def literals_of(annotation: Any) -> tuple[object, ...]:
     """The values of all Literals of a type."""
     found = [member for member in members(annotation) if get_origin(member) is Literal]

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from cjepa.config.keys import (
     is_optional,
+    item_of,
     literals_of,
     nearest_first,
     parts_of,
@@ -173,7 +174,8 @@ def _locate(model: type[Part], location: tuple[int | str, ...]) -> tuple[str, An
             one = variant(parts, item)
             parts, chosen = (one,) if one else (), f"{path}={item}"
         elif isinstance(item, int):
-            path, annotation = f"{path}[{item}]", None
+            path, annotation = f"{path}[{item}]", item_of(annotation, item)
+            parts = parts_of(annotation)
         elif parts:
             path = f"{path}.{item}" if path else item
             field = parts[0].model_fields.get(item)

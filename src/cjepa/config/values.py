@@ -33,7 +33,9 @@ def apply_overrides(model: type[Part], values: Mapping[str, object], overrides: 
         path, sign, text = override.partition("=")
         path = path.strip()
         if not sign or not path:
-            raise InputError(f"{override!r} is not of the form key=value; write for example training.seed=1")
+            raise InputError(
+                f"{override!r} is not of the form key=value; write for example {_example(model, override)}"
+            )
         if not text.strip():
             raise InputError(f"{override!r} has no value; write {path}=null to unset it")
         if path in known:
@@ -43,6 +45,13 @@ def apply_overrides(model: type[Part], values: Mapping[str, object], overrides: 
     if problems:
         raise InputError("\n".join(problems))
     return result
+
+
+def _example(model: type[Part], override: str) -> str:
+    """A bare word is most often the folder of images whose key was forgotten."""
+    if "data" in model.model_fields:
+        return f"data={override.strip(' =') or 'DIR'}"
+    return f"{next(name for name in model.model_fields if name != 'name')}=VALUE"
 
 
 def complete(

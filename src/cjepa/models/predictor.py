@@ -26,7 +26,7 @@ class PredictorConfig(Part):
     """Number of transformer blocks; by default the paper's: 6, or 12 for encoders as wide as ViT-L or wider."""
     heads: int | None = Field(None, ge=1)
     """Attention heads; by default as many as the encoder has, or the next fewer that divide the width."""
-    mlp_ratio: float = Field(4.0, gt=0)
+    mlp_ratio: float = Field(4.0, ge=0.25)
     """Width of the hidden layer of a block over the width of the block."""
     attention: Literal["full", "one_way"] = "full"
     """full (the paper): the context and the mask tokens of a target block attend to each other, for each block anew.

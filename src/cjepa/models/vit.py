@@ -37,7 +37,7 @@ class EncoderConfig(Part):
     """Attention heads; must divide the width."""
     patch_size: int = Field(16, ge=1)
     """Side of a square patch, in pixels; must divide the image size."""
-    mlp_ratio: float = Field(4.0, gt=0)
+    mlp_ratio: float = Field(4.0, ge=0.25)
     """Width of the hidden layer of a block over the width of the block."""
     patch_projection: Literal["reference", "unit_variance"] = "reference"
     """Initial std of the patch projection: 0.02, or 1 / sqrt(inputs) so that positions do not drown content."""

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -141,7 +142,11 @@ def _left_behind(run: Path, store: CheckpointStore) -> list[str]:
     dumps = CheckpointStore(run / DIVERGED)
     for step in dumps.steps():
         problems = dumps.verify(step)
-        state = f"damaged: {'; '.join(problems)}" if problems else f"`cjepa replay {run}` takes those steps again"
+        state = (
+            f"damaged: {'; '.join(problems)}"
+            if problems
+            else f"`cjepa replay {shlex.quote(str(run))}` takes those steps again"
+        )
         notes.append(f"the run gave up at step {step} and left a dump; {state}")
     if store.folder.exists():
         remains = sum(entry.name.startswith(".") for entry in store.folder.iterdir())

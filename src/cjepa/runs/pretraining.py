@@ -162,7 +162,7 @@ def _batches(
         if step >= trainer.total_steps:
             return
         data, ready = config.data, copy.copy(stream)
-        ready.source = cached(stream.source, data.cache or folder, data.cache_bytes)
+        ready.source = cached(stream.source, data.cache.expanduser() if data.cache else folder, data.cache_bytes)
         workers = data.processes
         crops = not isinstance(stream, ViewsStream)  # whose augmentations are made image by image
         if crops and (trainer.device.type == "cuda" or not workers):

@@ -1,7 +1,7 @@
 """AdamW over everything that learns, without decay on biases and other one-dimensional parameters."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -11,6 +11,7 @@ from cjepa.training.schedules import LearningRateConfig, RangeConfig
 from cjepa.types import Part
 
 Named = Mapping[str, nn.Parameter]
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Part):
@@ -20,7 +21,7 @@ class OptimizerConfig(Part):
     """Learning rate over training."""
     weight_decay: RangeConfig = Field(default_factory=lambda: RangeConfig(start=0.04, final=0.4))
     """Decay of weight matrices over training; biases and norms have none."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """AdamW's decay rates of the two moments (the paper does not state them)."""
     clip_gradient: float | None = Field(None, gt=0)
     """Largest norm of the gradient; larger ones are scaled down. The paper does not clip."""

@@ -61,7 +61,7 @@ class TrainingConfig(Part):
     """Most images in one forward pass; by default what fits the device. The gradient is that of the whole batch."""
     checkpoint_activations: bool = False
     """Compute the inside of each block again in the backward pass: less memory, about a third more work."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads; by default torch's choice. Runs with different numbers of threads differ in the last bits."""
     log_every: int = Field(10, ge=1)
     """Steps between two rows of metrics.jsonl."""
@@ -165,6 +165,7 @@ class Trainer:
                     if self._evaluate_and_save(monitor, records, interruption):
                         verdict = self._judge(monitor)
                         _log.info("step %d: %s: %s", self.progress.step, verdict.state, verdict.evidence)
+                        line.update(self.progress.step, self._shown(taken.loss, verdict))
                     watchdog.alive()
             except Interrupted as stop:
                 self._save(records, last=True)
