@@ -2,28 +2,30 @@
 
     python -m benchmarks.throughput --size base --way cjepa-compiled --device cuda
 
-prints one line of JSON. Ways: cjepa, the package's own trainer; cjepa-compiled, the same with every block compiled;
-lightly, a step around lightly's I-JEPA modules with the same sizes, masks, images, optimizer and precision. Images lie
-in pinned memory, and nothing is loaded. Operations of a step are those of training/footprint.py, for every way the
-same: what the method needs, whatever a way computes besides.
+prints a line of JSON when the rate is known, and it again with the synchronisations. Ways: cjepa, the package's own
+trainer; cjepa-compiled, the same with every block compiled for the lengths of this one batch; public, lightly and
+stable-pretraining, steps around the modules of others (peer_steps.py) with the same sizes, masks, images and precision.
+Images lie in pinned memory, and nothing is loaded. Operations of a step are those of training/footprint.py, for every
+way the same: what the method needs, whatever a way computes besides.
 """
 
 import argparse
-import copy
+import gc
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.guard import peak_memory
-from benchmarks.step import Bench, Case
-from cjepa.build import footprint_of
+from benchmarks.guard import Spread, peak_memory
+from benchmarks.peer_steps import Lightly, PublicCode, StablePretraining, missing
+from benchmarks.step import Case, typical_batch
+from cjepa.build import build_trainer, footprint_of
 from cjepa.config import RunConfig
 from cjepa.models import EncoderConfig
 from cjepa.models.blocks import Block
@@ -35,7 +37,7 @@ from cjepa.training.environment import describe_environment
 from cjepa.training.footprint import Footprint
 from cjepa.types import Batch
 
-WAYS = ("cjepa", "cjepa-compiled", "lightly")
+WAYS = ("cjepa", "cjepa-compiled", "public", "lightly", "stable-pretraining")
 NAMES = ("tiny", "small", "base", "large", "huge")
 PEAK = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "RTX 4090": 165e12}
 """Dense bfloat16 operations per second as the makers state them, by a part of the device's name; first match."""
@@ -45,6 +47,8 @@ SYNCHRONISING = (
 )
 """Calls for which the host waits for the device; the last, the reading of a number, is seen on a CPU too."""
 MOST_IMAGES = 1024
+BURSTS = 5
+"""Timings of the same number of steps, whose quartiles are the spread."""
 PROFILED = 3
 
 
@@ -83,111 +87,110 @@ class OurCase(Case):
         return _ijepa(Case(**self.__dict__))
 
 
-def ours(case: Case, device: torch.device, compiled: bool) -> tuple[Callable[[], object], Batch]:
-    """A step of the package's trainer, and its batch."""
-    bench = Bench(OurCase(**case.__dict__), device)
-    if compiled:
-        model = bench.trainer.model
-        for part in (*model.learned.values(), model.target_encoder):
+def step_of(case: Case, way: str, device: torch.device, batch: Batch, reference: Path | None) -> Callable[[], object]:
+    """A step of a way, on a batch."""
+    case = OurCase(**case.__dict__)
+    if way == "public":
+        assert reference is not None
+        return PublicCode(case, device, batch, reference).step
+    if way == "lightly":
+        return Lightly(case, device, batch).step
+    if way == "stable-pretraining":
+        return StablePretraining(case, device, batch).step
+    trainer = build_trainer(case.config, 100 * case.batch_size, device)
+    if way == "cjepa-compiled":
+        for part in (*trainer.model.learned.values(), trainer.model.target_encoder):
             for block in part.blocks:
                 assert isinstance(block, Block)
-                block.compile()
-    batch = bench.batch.pin_memory() if device.type == "cuda" else bench.batch
-    return partial(bench.trainer.take_step, batch), batch
-
-
-class Lightly:
-    """A training step around lightly's I-JEPA modules."""
-
-    def __init__(self, case: Case, device: torch.device, batch: Batch) -> None:
-        from lightly.models.modules import IJEPAPredictorTIMM, MaskedVisionTransformerTIMM
-        from timm.models.vision_transformer import VisionTransformer
-
-        encoder, predictor = case.encoder, case.predictor
-        transformer = VisionTransformer(
-            img_size=case.image_size,
-            patch_size=encoder.patch_size,
-            embed_dim=encoder.width,
-            depth=encoder.depth,
-            num_heads=encoder.heads,
-            class_token=False,
-            global_pool="avg",
-            fc_norm=False,
-            num_classes=0,
-        )
-        self.student = MaskedVisionTransformerTIMM(vit=transformer).to(device)
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.predictor = IJEPAPredictorTIMM(
-            num_patches=transformer.patch_embed.num_patches,
-            depth=predictor.blocks(encoder.width),
-            mlp_dim=encoder.width,
-            predictor_embed_dim=predictor.width,
-            num_heads=predictor.heads or encoder.heads,
-        ).to(device)
-        learned = [p for part in (self.student, self.predictor) for p in part.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(learned, lr=1e-4, fused=True)
-        self.device, self.batch = device, batch
-
-    def step(self) -> float:
-        """Take one; its loss."""
-        from lightly.models import utils
-
-        images = self.batch.images.to(self.device, non_blocking=True).float() / 255
-        masks = self.batch.masks.to(self.device)
-        context, targets = masks.context, list(masks.targets.unbind(1))
-        with torch.autocast(self.device.type, torch.bfloat16):
-            with torch.no_grad():
-                embedded = self.teacher.encode(images)
-                wanted = utils.apply_masks(functional.layer_norm(embedded, embedded.shape[-1:]), targets)
-            predicted = self.predictor(self.student.encode(images, idx_keep=context), [context], targets)
-            loss = functional.smooth_l1_loss(predicted, wanted)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        utils.update_momentum(self.student, self.teacher, 0.996)
-        return float(loss.detach())
+                block.compile(dynamic=False)  # lengths of masks are those of one batch
+    return partial(trainer.take_step, batch)
 
 
 def measure(
-    case: Case, way: Literal["cjepa", "cjepa-compiled", "lightly"], device: torch.device, steps: int
-) -> dict[str, Any]:
-    """The row of a way: rate, utilisation where the device's peak is known, peak memory, synchronisations of a step."""
+    case: Case, way: str, device: torch.device, steps: int, reference: Path | None = None
+) -> Iterator[dict[str, Any]]:
+    """The row of a way: rate, utilisation where the device's peak is known, peak memory; then it again, with the host's
+    waits in a step. What does not fit into the memory is tried with half of the batch."""
     case = replace(case, batch_size=fitting(case, device))
-    step, batch = ours(case, device, way == "cjepa-compiled")
-    if way == "lightly":
-        step = Lightly(case, device, batch).step
-    warmed = time.perf_counter()
-    for _ in range(3):
-        step()
-    _finish(device)
-    warmed = time.perf_counter() - warmed
-    began = time.perf_counter()
-    for _ in range(steps):
-        step()
-    _finish(device)
-    seconds = (time.perf_counter() - began) / steps
-    needs = footprint_of(_ijepa(case), device.type)
-    rate = case.batch_size / seconds
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+    while (found := _attempt(case, way, device, steps, reference)) is None:
+        case = replace(case, batch_size=case.batch_size // 2)
+    step, row = found
+    yield row
+    yield row | {"synchronisations_per_step": synchronisations(step, device)}
+
+
+def _attempt(
+    case: Case, way: str, device: torch.device, steps: int, reference: Path | None
+) -> tuple[Callable[[], object], dict[str, Any]] | None:
+    """A step and its row; None where the batch does not fit."""
+    _release(device)
+    batch = typical_batch(case)
+    try:
+        step = step_of(case, way, device, batch.pin_memory() if device.type == "cuda" else batch, reference)
+        return step, _timed(case, way, device, steps, step)
+    except torch.OutOfMemoryError:
+        if case.batch_size == 1:
+            raise
+    return None
+
+
+def _timed(case: Case, way: str, device: torch.device, steps: int, step: Callable[[], object]) -> dict[str, Any]:
+    _release(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    warmed = _seconds(step, 3, device)
+    length = -(-steps // BURSTS)
+    rates = [length * case.batch_size / _seconds(step, length, device) for _ in range(min(BURSTS, steps))]
+    needs, rate = footprint_of(_ijepa(case), device.type), Spread.of(rates)
     return {
         "size": case.name,
         "way": way,
+        "device": _name(device),
         "batch_size": case.batch_size,
-        "steps": steps,
+        "bursts": len(rates),
+        "steps_of_a_burst": length,
         "warm_up_seconds": warmed,
-        "images_per_second": rate,
+        "images_per_second": rate.as_dict(),
         "operations_per_image": needs.operations,
-        "utilisation": utilisation(needs, rate, device),
-        "peak_memory": memory,
-        "synchronisations_per_step": synchronisations(step, device),
+        "utilisation": utilisation(needs, rate.median, device),
+        "of_the_fastest_product": needs.operations * rate.median / fastest_product(device),
+        "peak_memory": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory(),
+        "synchronisations_per_step": None,
         "environment": describe_environment(),
     }
 
 
+def _release(device: torch.device) -> None:
+    """Give back what an attempt before left: its modules refer to each other in circles."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _seconds(step: Callable[[], object], steps: int, device: torch.device) -> float:
+    """Of so many steps one after the other."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        step()
+    _finish(device)
+    return time.perf_counter() - began
+
+
+def fastest_product(device: torch.device) -> float:
+    """Operations per second of one large product in bfloat16: what the device does at best, whatever its maker says."""
+    side = 8192 if device.type == "cuda" else 256
+    factor = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    _seconds(lambda: factor @ factor, 3, device)
+    return 2.0 * side**3 * 5 / min(_seconds(lambda: factor @ factor, 5, device) for _ in range(4))
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def utilisation(needs: Footprint, rate: float, device: torch.device) -> float | None:
     """Operations that the method needs over those that the device states; None where that is not known."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    peak = next((operations for part, operations in PEAK.items() if part in name), None)
+    peak = next((operations for part, operations in PEAK.items() if part in _name(device)), None)
     return None if peak is None else needs.operations * rate / peak
 
 
@@ -212,11 +215,17 @@ def main() -> None:
     parser.add_argument("--way", choices=WAYS, default="cjepa")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--reference", type=Path, help="a checkout of facebookresearch/ijepa, for the way public")
     parser.add_argument("--toy", action="store_true", help="a toy instead of the size, to try the script")
     options = parser.parse_args()
     assert set(NAMES) <= set(SIZES)
-    row = measure(case_of(options.size, options.toy), options.way, torch.device(options.device), options.steps)
-    print(json.dumps(row))
+    if absent := missing(options.way):
+        parser.error(f"{', '.join(absent)} is not installed")
+    if options.way == "public" and options.reference is None:
+        parser.error("--reference: the checkout of facebookresearch/ijepa to measure")
+    case, device = case_of(options.size, options.toy), torch.device(options.device)
+    for row in measure(case, options.way, device, options.steps, options.reference):
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

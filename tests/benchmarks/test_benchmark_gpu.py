@@ -1,25 +1,50 @@
 """The agenda for a GPU, tried with a toy on the CPU; budgets, failures and continuing with commands that do nothing."""
 
 import json
+import re
+import signal
 import subprocess
 import sys
+import time
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import gpu, throughput
-from benchmarks.gpu import MORE, Piece, Results, agenda, call, report
-from benchmarks.step import Bench
+from benchmarks.gpu import BUDGET, MORE, Piece, Results, agenda, call, merge, report
+from benchmarks.peer_steps import Lightly
+from benchmarks.public_step import Public
+from benchmarks.step import typical_batch
 from benchmarks.throughput import NAMES, WAYS, OurCase, case_of, fitting, measure, utilisation
-from cjepa.build import footprint_of
+from cjepa.build import build_trainer, footprint_of
+from tests.benchmarks.test_benchmark_peers import public as public
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
+TOY = case_of("tiny", small=True)
 
 
-def piece(name: str, code: str, **more: object) -> Piece:
-    return Piece(name, ("-c", code), **{"seconds": 30.0, **more})
+def piece(name: str, code: str, expected: float = 1.0, limit: float = 30.0, **more: Any) -> Piece:
+    return Piece(name, ("-c", code), expected, limit, **more)
+
+
+def row_of(size: str, way: str, rate: float, **more: Any) -> dict[str, Any]:
+    return {
+        "size": size,
+        "way": way,
+        "device": "H100",
+        "batch_size": 64,
+        "bursts": 5,
+        "images_per_second": {"median": rate, "low": rate, "high": rate},
+        "utilisation": 0.5,
+        "of_the_fastest_product": 0.6,
+        "peak_memory": 7e9,
+        "synchronisations_per_step": {"cudaStreamSynchronize": 0.0},
+        **more,
+    }
 
 
 @pytest.mark.parametrize("way", ["cjepa", "lightly"])
@@ -27,27 +52,88 @@ def test_a_row_of_every_way(way: str) -> None:
     if way == "lightly":
         pytest.importorskip("lightly")
         pytest.importorskip("timm")
-    row = measure(case_of("tiny", small=True), way, CPU, 2)
-    assert row["images_per_second"] > 0
-    assert row["utilisation"] is None  # nobody states a CPU's peak
-    assert row["synchronisations_per_step"]["aten::_local_scalar_dense"] >= 1  # the loss is read
-    config = OurCase(**case_of("tiny", small=True).__dict__).config
-    assert row["operations_per_image"] == footprint_of(config, "cpu").operations
+    first, last = measure(TOY, way, CPU, 3)
+    assert first["images_per_second"]["low"] > 0
+    assert (first["bursts"], first["steps_of_a_burst"]) == (3, 1)
+    assert first["utilisation"] is None  # nobody states a CPU's peak
+    assert 0 < first["of_the_fastest_product"] < 1
+    assert first["synchronisations_per_step"] is None  # told before the profiler is tried
+    assert last["synchronisations_per_step"]["aten::_local_scalar_dense"] >= 1  # the loss is read
+    assert last | {"synchronisations_per_step": None} == first
+    assert last["operations_per_image"] == footprint_of(OurCase(**TOY.__dict__).config, "cpu").operations
+
+
+def test_the_public_step_is_a_way(public: Public, tmp_path: Path) -> None:
+    *_, row = measure(TOY, "public", CPU, 1, tmp_path)
+    assert row["images_per_second"]["median"] > 0
 
 
 def test_lightly_has_the_same_sizes() -> None:
     pytest.importorskip("lightly")
     pytest.importorskip("timm")
-    case = case_of("tiny", small=True)
-    bench = Bench(OurCase(**case.__dict__), CPU)
-    theirs = throughput.Lightly(case, CPU, bench.batch)
+    case = OurCase(**TOY.__dict__)
+    theirs = Lightly(case, CPU, typical_batch(case))
     learned = [p for part in (theirs.student, theirs.predictor) for p in part.parameters() if p.requires_grad]
     unused = theirs.student.mask_token.numel()
-    ours = sum(parameter.numel() for parameter in bench.trainer.parameters.values())
+    ours = sum(parameter.numel() for parameter in build_trainer(case.config, 100, CPU).parameters.values())
     assert sum(parameter.numel() for parameter in learned) - unused == ours
     first = theirs.step()
     assert 0 < first < 10
     assert theirs.step() != first
+
+
+@pytest.mark.skipif(find_spec("stable_pretraining") is None, reason="stable-pretraining is not installed")
+def test_stable_pretraining_has_the_same_sizes_and_masks() -> None:
+    # In a process of its own: it changes logging and Lightning when it is imported.
+    code = """
+import torch
+from benchmarks.peer_steps import StablePretraining
+from benchmarks.step import typical_batch
+from benchmarks.throughput import OurCase, case_of
+from cjepa.build import build_trainer
+
+case, cpu = OurCase(**case_of("tiny", small=True).__dict__), torch.device("cpu")
+batch = typical_batch(case)
+theirs = StablePretraining(case, cpu, batch)
+sizes = {name: parameter.numel() for name, parameter in theirs.model.named_parameters() if parameter.requires_grad}
+positions = sizes["encoder.student.vit.pos_embed"]  # learned
+queries = sizes["predictor.query_proj.weight"] + sizes["predictor.query_proj.bias"]  # of nothing: all are masked
+ours = sum(parameter.numel() for parameter in build_trainer(case.config, 100, cpu).parameters.values())
+assert sum(sizes.values()) - positions - queries == ours, (sizes, ours)
+teacher = theirs.model.encoder.teacher.vit.norm.weight
+before, first = teacher.clone(), theirs.step()
+assert 0 < first < 10
+assert theirs.step() != first
+assert not torch.equal(teacher, before)
+theirs.given.masks = batch.masks
+output = theirs.model(batch.images.float() / 255)
+assert output.predictions.shape[:2] == batch.masks.targets.flatten(1).shape
+assert output.num_context == batch.masks.context.shape[1]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("way", ["lightly", "public"])
+def test_a_way_that_lacks_something_says_so(way: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("benchmarks.peer_steps.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["throughput", "--way", way, "--device", "cpu", "--toy"])
+    with pytest.raises(SystemExit):
+        throughput.main()
+    assert {"lightly": "lightly, timm is not installed", "public": "--reference"}[way] in capsys.readouterr().err
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = throughput.step_of
+
+    def step_of(case: Any, *arguments: Any) -> Any:
+        if case.batch_size > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return original(case, *arguments)
+
+    monkeypatch.setattr(throughput, "step_of", step_of)
+    *_, row = measure(TOY, "cjepa", CPU, 1)
+    assert row["batch_size"] == 2
 
 
 def test_the_case_of_the_peers_has_no_regulariser() -> None:
@@ -77,71 +163,198 @@ def test_utilisation_is_operations_over_the_peak(monkeypatch: pytest.MonkeyPatch
 def test_everything_is_on_the_agenda() -> None:
     pieces = agenda("cuda", False, Path("public"), ["cifar10=DIR"])
     names = [each.name for each in pieces]
-    assert names[0] == "tests"
+    assert len(names) == len(set(names)) == 3 + len(NAMES) * len(WAYS)
     assert {f"throughput {size} {way}" for size in NAMES for way in WAYS} < set(names)
-    assert names[-2:] == ["public step", "study"]
-    assert all(each.seconds < 600 for each in pieces)
+    assert all(0 < each.expected < each.limit < 600 for each in pieces)
     assert pieces[-1].command[-2:] == ("--data", "cifar10=DIR")
     assert pieces[-1].continues
-
-
-def test_a_call_does_what_fits_and_the_next_one_goes_on(tmp_path: Path) -> None:
-    pieces = [
-        piece("first", "print('{\"size\": 1}')", is_row=True),
-        piece("absent", "", needs=("no_such_module",)),
-        piece("second", "print('words')"),
+    assert not [
+        each.absent for each in pieces if "lightly" not in each.name and "stable" not in each.name and each.absent
     ]
-    path = tmp_path / "gpu.json"
-    assert call(pieces, Results(path), 40.0, False) == MORE or Results(path).pieces["second"]["state"] == "done"
-    assert Results(path).pieces["first"]["row"] == {"size": 1}
-    assert Results(path).pieces["absent"]["state"] == "skipped"
-    assert call(pieces, Results(path), 60.0, False) == 0
-    assert Results(path).pieces["second"]["said"] == "words\n"
 
 
-def test_a_budget_that_is_spent_leaves_the_rest(tmp_path: Path) -> None:
-    pieces = [piece("first", ""), piece("second", "", seconds=59.99999)]
-    assert call(pieces, Results(tmp_path / "gpu.json"), 60.0, False) == MORE
-    assert set(Results(tmp_path / "gpu.json").pieces) == {"first"}
+def test_what_tells_most_fits_into_one_call() -> None:
+    names, seconds = [], 0.0
+    for each in agenda("cuda", False, Path("public"), []):
+        seconds += each.expected
+        names += [each.name] if seconds <= 540 else []
+    assert names[:4] == ["tests", "throughput base cjepa", "throughput base cjepa-compiled", "throughput base public"]
+    assert "throughput large cjepa-compiled" in names
+
+
+def test_the_tests_are_those_that_need_a_gpu() -> None:
+    tests = agenda("cuda", False, None, [])[0]
+    files = [part for part in tests.command if part.endswith(".py")]
+    assert "tests/training/test_trainer.py" in files
+    assert all(re.search(r"mark\.gpu", (ROOT / file).read_text()) for file in files)
+
+
+def test_what_is_not_there_is_skipped_until_it_is(tmp_path: Path) -> None:
+    lacking = agenda("cuda", False, None, [])
+    absent = {each.name: each.absent for each in lacking if each.absent}
+    assert absent["throughput base public"] == absent["public step"] == "no --reference"
+    assert absent["study"] == "no --data"
+    assert call([piece("peer", "", absent="it is not installed")], Results(tmp_path), 60.0, False) == 0
+    assert Results(tmp_path).pieces["peer"] == {"state": "skipped", "why": "it is not installed"}
+    assert "- peer: skipped (it is not installed)" in report(Results(tmp_path))
+    assert call([piece("peer", "")], Results(tmp_path), 60.0, False) == 0
+    assert Results(tmp_path).pieces["peer"]["state"] == "done"
+
+
+def test_a_call_keeps_rows_and_words(tmp_path: Path) -> None:
+    rows = "import sys; print('{\"size\": 1}'); print('warned', file=sys.stderr); print('{\"size\": 2}')"
+    pieces = [piece("first", rows, is_row=True), piece("second", "print('words')")]
+    assert call(pieces, Results(tmp_path), 60.0, False) == 0
+    assert Results(tmp_path).pieces["first"]["row"] == {"size": 2}
+    assert Results(tmp_path).pieces["second"]["said"] == "words\n"
+    assert {"== first", "warned", "== second", "words"} < set((tmp_path / "gpu.log").read_text().splitlines())
+
+
+def test_a_row_that_is_missing_is_a_failure(tmp_path: Path) -> None:
+    assert call([piece("first", "print('no row')", is_row=True)], Results(tmp_path), 60.0, False) == 1
+
+
+def test_a_budget_that_is_spent_leaves_the_rest_but_not_what_still_fits(tmp_path: Path) -> None:
+    pieces = [piece("first", ""), piece("long", "", expected=59.99999, limit=99.0), piece("short", "")]
+    assert call(pieces, Results(tmp_path), 60.0, False) == MORE
+    assert set(Results(tmp_path).pieces) == {"first", "short"}
+    assert call(pieces, Results(tmp_path), 50.0, False) == 0  # nothing else is left, and it has to be tried
+    assert Results(tmp_path).pieces["long"]["state"] == "done"
 
 
 def test_a_failure_is_kept_and_not_tried_again_unless_asked(tmp_path: Path) -> None:
-    mark, path = tmp_path / "mark", tmp_path / "gpu.json"
+    mark = tmp_path / "mark"
     code = f"import pathlib, sys; p = pathlib.Path({str(mark)!r}); sys.exit(0) if p.exists() else sys.exit('no memory')"
     pieces = [piece("fails", code), piece("works", "")]
-    assert call(pieces, Results(path), 99.0, False) == 1
-    assert "no memory" in Results(path).pieces["fails"]["why"]
-    assert Results(path).pieces["works"]["state"] == "done"
+    assert call(pieces, Results(tmp_path), 99.0, False) == 1
+    assert "no memory" in Results(tmp_path).pieces["fails"]["why"]
+    assert "- fails: failed (no memory)" in report(Results(tmp_path))
+    assert Results(tmp_path).pieces["works"]["state"] == "done"
     mark.touch()
-    assert call(pieces, Results(path), 99.0, False) == 1
-    assert call(pieces, Results(path), 99.0, True) == 0
+    assert call(pieces, Results(tmp_path), 99.0, False) == 1
+    assert call(pieces, Results(tmp_path), 99.0, True) == 0
 
 
-def test_what_takes_too_long_is_stopped(tmp_path: Path) -> None:
-    assert call([piece("hangs", "import time; time.sleep(60)", seconds=1.0)], Results(tmp_path / "g"), 9.0, False) == 1
+def test_what_takes_too_long_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    child = f"import pathlib, time; time.sleep(3); pathlib.Path({str(mark)!r}).touch()"
+    code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    assert call([piece("hangs", code, limit=1.5)], Results(tmp_path), 9.0, False) == 1
+    assert "not done after 2 seconds" in Results(tmp_path).pieces["hangs"]["why"]
+    time.sleep(4)
+    assert not mark.exists()
 
 
-def test_what_continues_goes_on_in_the_next_call(tmp_path: Path) -> None:
-    pieces = [piece("study", f"raise SystemExit({MORE})", continues=True)]
+def test_what_the_budget_cut_off_is_tried_once_more_and_its_row_is_kept(tmp_path: Path) -> None:
+    code = "import time; print('{\"size\": 1}'); time.sleep(60)"
+    pieces = [piece("slow", code, limit=50.0, is_row=True)]
+    assert call(pieces, Results(tmp_path), 2.0, False) == MORE
+    assert Results(tmp_path).pieces["slow"]["state"] == "cut off"
+    assert call(pieces, Results(tmp_path), 1.0, False) == 1
+    assert Results(tmp_path).pieces["slow"]["row"] == {"size": 1}
+
+
+def test_what_continues_goes_on_in_the_next_call_with_the_time_that_there_is(tmp_path: Path) -> None:
+    plan = Piece("study", ("-c", f"import sys; print(sys.argv); sys.exit({MORE})", BUDGET), 1.0, 300.0, continues=True)
     for _ in range(2):
-        assert call(pieces, Results(tmp_path / "gpu.json"), 60.0, False) == MORE
+        assert call([plan], Results(tmp_path), 100.0, False) == MORE
+    assert (tmp_path / "gpu.log").read_text().count("['-c', '40s']") == 2
+
+
+def test_a_call_that_is_killed_keeps_what_was_measured(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from benchmarks.gpu import Piece, Results, call
+
+first = Piece("first", ("-c", "print('measured')"), 1, 30)
+second = Piece("second", ("-c", "import time; time.sleep(9)"), 1, 30)
+call([first, second], Results(Path({str(tmp_path)!r})), 99, False)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    log = tmp_path / "gpu.log"
+    while not log.exists() or "== second" not in log.read_text():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert Results(tmp_path).pieces["first"]["said"] == "measured\n"
+    assert "second" not in Results(tmp_path).pieces
+
+
+def test_compiled_code_is_kept_between_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    code = "import os; print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    assert call([piece("one", code), piece("two", code)], Results(tmp_path), 60.0, False) == 0
+    one, two = (Results(tmp_path).pieces[name]["said"] for name in ("one", "two"))
+    assert one == two
+    assert str(tmp_path) not in one  # what lies beside the results is brought home
+
+
+def test_files_of_pieces_travel_and_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, home, out = tmp_path / "there", tmp_path / "home", tmp_path / "out"
+    (there / "study").mkdir(parents=True)
+    (there / "study" / "old.json").write_text("old")
+    monkeypatch.setattr(gpu, "FOLDER", there)
+    write = f"import pathlib; pathlib.Path({str(there)!r}, 'study', '%s.json').write_text('%s')"
+    time.sleep(0.1)
+    pieces = [
+        piece("study", write % ("new", "new") + f"; raise SystemExit({MORE})", continues=True, writes="study"),
+        piece("fails here", "raise SystemExit(1)"),
+    ]
+    assert call(pieces, Results(out), 60.0, False) == MORE
+    assert call([piece("study", write % ("newer", "newer"), writes="study")], Results(out), 60.0, False) == 0
+    assert Results(out).pieces["study"]["files"] == {"study/new.json": "new", "study/newer.json": "newer"}
+    Results(home).note("fails here", {"state": "done"})
+    merge(Results(out), Results(home))
+    assert {path.name: path.read_text() for path in (home / "study").iterdir()} == {
+        "new.json": "new",
+        "newer.json": "newer",
+    }
+    assert {name: found["state"] for name, found in Results(home).pieces.items()} == {
+        "fails here": "done",
+        "study": "done",
+    }
+    assert "files" not in Results(home).pieces["study"]
+
+
+def test_the_report_has_ratios_and_the_waits_of_the_host(tmp_path: Path) -> None:
+    rows = [
+        row_of("base", "cjepa-compiled", 5000.0),
+        row_of("base", "cjepa", 4000.0, synchronisations_per_step={"cudaStreamSynchronize": 1.0, "cudaMemcpy": 0.0}),
+        row_of("base", "public", 2000.0, synchronisations_per_step=None),
+        row_of("base", "lightly", 100.0, device="other"),
+    ]
+    for row in rows:
+        Results(tmp_path).note(row["way"], {"state": "done", "row": row})
+    head, _, *lines = report(Results(tmp_path)).splitlines()
+    found = {
+        line.split(" | ")[2]: dict(zip(head.split(" | "), line.strip(" |").split(" | "), strict=False))
+        for line in lines
+    }
+    assert [line.split(" | ")[2] for line in lines] == ["cjepa", "cjepa-compiled", "public", "lightly"]
+    assert found["cjepa-compiled"]["times public"] == "2.50"
+    assert found["cjepa-compiled"]["times cjepa"] == "1.25"
+    assert found["lightly"]["times public"] == ""  # another device
+    waits = [line.strip(" |").split(" | ")[-1] for line in lines]
+    assert waits == ["1 cudaStreamSynchronize", "none", "not counted", "none"]
 
 
 def test_the_whole_agenda_with_a_toy(tmp_path: Path) -> None:
-    out = tmp_path / "gpu.json"
-    command = [sys.executable, "-m", "benchmarks.gpu", "--toy", "--device", "cpu", "--out", str(out)]
-    # Compiling needs a C++ compiler and most of a minute on a CPU; the other two ways are tried.
-    stored = {"pieces": {"throughput tiny cjepa-compiled": {"state": "skipped", "why": "in a test"}}}
-    out.write_text(json.dumps(stored))
+    # Compiling needs a C++ compiler and most of a minute on a CPU, and others' modules are tried above.
+    left_out = ("cjepa-compiled", "lightly", "stable-pretraining")
+    stored = {"pieces": {f"throughput tiny {way}": {"state": "done"} for way in left_out}}
+    (tmp_path / "gpu.json").write_text(json.dumps(stored))
+    command = [sys.executable, "-m", "benchmarks.gpu", "--toy", "--device", "cpu", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = Results(out).pieces
-    assert found["throughput tiny cjepa"]["row"]["images_per_second"] > 0
-    assert "| tiny | cjepa | 4 | " in done.stdout
-    assert report(Results(out)) in done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "gpu.log").read_text()
+    found = Results(tmp_path).pieces
+    assert found["throughput tiny cjepa"]["row"]["images_per_second"]["median"] > 0
+    assert found["throughput tiny public"]["why"] == "no --reference"
+    assert "| cpu | tiny | cjepa | 4 | " in done.stdout
+    assert report(Results(tmp_path)) in done.stdout
 
 
 def test_the_committed_result_can_be_reported() -> None:
-    if not gpu.RESULTS.exists():
+    if not (gpu.FOLDER / "gpu.json").exists():
         pytest.skip("not measured yet: make gpu")
-    assert report(Results(gpu.RESULTS))
+    assert report(Results(gpu.FOLDER))
