@@ -69,6 +69,8 @@ class Run:
 
 
 _QUIET = ("logging.report=false", "training.checkpoint_every=100", "training.threads=1")
+_BASE = ("training.momentum.start=0.99", "model.target.normalization=layer")
+"""The base recipe's, whatever the presets have."""
 _LINEAR = "monitor.evaluations=[{name: linear}]"
 _TINY = ("model.encoder.width=96", "model.encoder.depth=3", "model.encoder.heads=3", "model.predictor.width=64")
 _TILES = ("data.image_size=24", "data.source.tile_size=24", "monitor.test_images=2160")
@@ -77,14 +79,14 @@ TILES = Recipe(
     "tiles",
     "crops of 18 photographs, 24 px",
     "demo",
-    (*_QUIET, *_TINY, *_TILES, _LINEAR, "training.epochs=8", "training.evaluate_every=2"),
+    (*_QUIET, *_BASE, *_TINY, *_TILES, _LINEAR, "training.epochs=8", "training.evaluate_every=2"),
     folder=False,
 )
 COLLAPSE = Recipe(
     "collapse",
     "crops of 18 photographs, 24 px, 4 epochs",
     "demo",
-    (*_QUIET, *_TINY, *_TILES, "training.epochs=4", "training.evaluate_every=1"),
+    (*_QUIET, *_BASE, *_TINY, *_TILES, "training.epochs=4", "training.evaluate_every=1"),
     folder=False,
 )
 CIFAR10 = Recipe(
@@ -93,6 +95,7 @@ CIFAR10 = Recipe(
     "cifar10-small",
     (
         *_QUIET,
+        *_BASE,
         *_TINY,
         _LINEAR,
         "monitor.train_images=5000",
@@ -108,6 +111,7 @@ CLOTHING = Recipe(
     "small-96",
     (
         *_QUIET,
+        *_BASE,
         *_TINY,
         _LINEAR,
         "model.predictor.depth=2",
@@ -129,6 +133,7 @@ def _gpu(encoder: str, epochs: int) -> Recipe:
         "cifar10",
         (
             "logging.report=false",
+            *_BASE,
             _LINEAR,
             f"model.encoder={encoder}",
             "model.encoder.patch_size=4",
@@ -237,9 +242,9 @@ def _predictor(width: int, depth: int) -> tuple[str, ...]:
     return (*_CONTEXT, f"model.predictor.width={width}", f"model.predictor.depth={depth}")
 
 
-BASE = "the demo's recipe"
+BASE = "as it is"
 CHOICES = (
-    Condition(BASE, _CONTEXT, "base"),
+    Condition(BASE, _CONTEXT, "base recipe"),
     Condition("none (I-JEPA)", ("objective=ijepa",), "regularised tensor"),
     Condition("predicted blocks, beta 1", objective("cjepa", "objective.beta=1"), "regularised tensor"),
     Condition("context and predicted, beta 1", objective("cjepa-both", "objective.beta=1"), "regularised tensor"),
@@ -286,7 +291,7 @@ CHOICES = (
         "together",
     ),
 )
-"""One choice changed at a time from the recipe of the demo, then those that did well together."""
+"""One choice changed at a time from the base recipe, then those that did well together."""
 
 PARTS = (
     StudyPart("convergence-tiles", TILES, "cpu", methods(2), 3),

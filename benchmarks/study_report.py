@@ -176,7 +176,7 @@ def _phase(result: Result | None) -> str:
 
 
 def sensitivity(part: StudyPart, results: Mapping[str, Result]) -> str:
-    """One choice changed at a time, against the recipe of the demo."""
+    """One choice changed at a time, against the base recipe."""
     own = of_part(results, part)
     base = [result for result in own if result["condition"] == BASE]
     if not base:
