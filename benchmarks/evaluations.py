@@ -62,7 +62,15 @@ def demo_suite() -> list[Evaluation]:
         RetrievalConfig(),
         LinearSgdConfig(epochs=15, warmup_epochs=2, batch_size=120, rates=(0.3, 1.0, 3.0), optimizer="sgd"),
         AttentiveConfig(epochs=10, batch_size=120),
-        FinetuneConfig(epochs=15, warmup_epochs=2, batch_size=60, base_rate=4e-3, layer_decay=0.75, randaugment=0),
+        FinetuneConfig(
+            epochs=15,
+            warmup_epochs=2,
+            batch_size=60,
+            base_rate=4e-3,
+            final_share=2e-3,  # as the rows of the file were measured
+            layer_decay=0.75,
+            randaugment=0,
+        ),
     ]
 
 

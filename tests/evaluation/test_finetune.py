@@ -10,8 +10,10 @@ from torch.nn.functional import layer_norm
 
 from cjepa.errors import InputError, StoppedEarly
 from cjepa.evaluation.finetune import (
+    REFERENCE_BATCH,
     Classifier,
     FinetuneConfig,
+    _augmentation,
     _average,
     _erased,
     _mixing,
@@ -117,6 +119,53 @@ def test_mixing_keeps_targets_a_distribution() -> None:
     same, hard = _mixing(FinetuneConfig(mixup=0, cutmix=0), 3)(images, labels)
     assert torch.equal(same, images)
     assert torch.equal(hard.argmax(1), labels)
+
+
+def test_randaugment_is_as_strong_as_mae_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """rand-m9: what timm makes of magnitude 9, for half of the images each time."""
+    from timm.data.auto_augment import LEVEL_TO_ARG
+    from torchvision.transforms.v2 import RandAugment
+
+    applied: dict[str, float] = {}
+    count = 0
+
+    def record(_: RandAugment, image: torch.Tensor, name: str, magnitude: float, **__: object) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        applied[name] = abs(magnitude)
+        return image
+
+    monkeypatch.setattr(RandAugment, "_apply_image_or_video_transform", record)
+    torch.manual_seed(0)
+    images = torch.zeros(400, 3, 100, 100, dtype=torch.uint8)
+    assert torch.equal(_augmentation(FinetuneConfig(), (0.5, 0.5, 0.5))(images), images)
+    assert 340 < count < 460
+    levels = {name: LEVEL_TO_ARG[name](9, {})[0] for name in ("Rotate", "ShearX", "ShearY", "TranslateXRel")}
+    assert applied["Rotate"] == pytest.approx(abs(levels["Rotate"]))  # 27 degrees
+    assert applied["ShearX"] == applied["ShearY"] == pytest.approx(abs(levels["ShearX"]))
+    assert applied["TranslateX"] == pytest.approx(100 * abs(levels["TranslateXRel"]), rel=0.01)
+    for name in ("Color", "Contrast", "Brightness", "Sharpness"):
+        factor = LEVEL_TO_ARG[f"{name}Increasing"](9, {})[0]
+        assert applied[name] == pytest.approx(abs(factor - 1))
+    assert 255 * applied["Solarize"] == pytest.approx(LEVEL_TO_ARG["SolarizeIncreasing"](9, {})[0], abs=1)
+
+
+def test_randaugment_fills_with_the_mean_and_changes_nothing_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.transforms.v2 import RandAugment
+
+    images = torch.full((40, 3, 16, 16), 200, dtype=torch.uint8)
+    assert torch.equal(_augmentation(FinetuneConfig(randaugment=0), (0.5, 0.5, 0.5))(images), images)
+    rotate = {"Rotate": RandAugment._AUGMENTATION_SPACE["Rotate"]}
+    monkeypatch.setattr(RandAugment, "_AUGMENTATION_SPACE", rotate)
+    torch.manual_seed(0)
+    turned = _augmentation(FinetuneConfig(), (0.2, 0.4, 0.6))(images)
+    assert turned[:, :, 0, 0].amin(0).tolist() == [51, 102, 153]
+
+
+def test_it_ends_at_mae_s_rate() -> None:
+    config = FinetuneConfig()
+    peak = config.base_rate * config.batch_size / REFERENCE_BATCH
+    assert config.final_share * peak == pytest.approx(1e-6)
 
 
 def test_random_erasing_takes_its_share() -> None:

@@ -25,6 +25,8 @@ from cjepa.types import Part
 
 REFERENCE_BATCH = 256
 BETAS = (0.9, 0.999)
+_BINS = 3
+"""Of torchvision's magnitudes, 0 to 30, for each of MAE's, 0 to 10: both end at 30 degrees, a shear of 0.3, ..."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -41,8 +43,8 @@ class FinetuneConfig(Part):
     """Images per step, at most all."""
     base_rate: float = Field(5e-4, gt=0)
     """Peak learning rate of the head for 256 images a step; it grows with the batch."""
-    final_share: float = Field(2e-3, ge=0, le=1)
-    """Learning rate at the end as a share of the peak (MAE ends at 1e-6)."""
+    final_share: float = Field(5e-4, ge=0, le=1)
+    """Learning rate at the end as a share of the peak: 1e-6 with the default batch, where MAE ends with any."""
     layer_decay: float = Field(0.65, gt=0, le=1)
     """Each block's learning rate is that of the block after it times this."""
     weight_decay: float = Field(0.05, ge=0)
@@ -57,8 +59,8 @@ class FinetuneConfig(Part):
     """Chance that a rectangle of an image is replaced by noise."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """Share of the target spread over all classes."""
-    randaugment: int = Field(9, ge=0, le=30)
-    """Magnitude of two operations of RandAugment on every image, 0 for none."""
+    randaugment: int = Field(9, ge=0, le=10)
+    """Magnitude of RandAugment as MAE counts it, from 0 to 10: two operations, each for half of the images; 0: none."""
     average: float | None = Field(None, gt=0, lt=1)
     """Decay of a moving average of the weights, which is then what is evaluated; MAE uses none."""
     clip_gradient: float | None = Field(None, gt=0)
@@ -139,7 +141,7 @@ class FinetuneTask(EncoderTask):
         size = min(config.batch_size, len(self.images.train))
         steps = steps_of(config.epochs, len(self.images.train), size)
         warmup = round(steps * min(config.warmup_epochs / config.epochs, 1))
-        augment, mix = _augmentation(config), _mixing(config, classes)
+        augment, mix = _augmentation(config, data.mean), _mixing(config, classes)
 
         def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
             pixels, labels = batch
@@ -214,13 +216,15 @@ def _average(config: FinetuneConfig, model: Classifier, averaged: Classifier | N
         update(list(averaged.parameters()), [each.detach() for each in model.parameters()], 0)
 
 
-def _augmentation(config: FinetuneConfig) -> Callable[[Tensor], Tensor]:
+def _augmentation(config: FinetuneConfig, mean: tuple[float, float, float]) -> Callable[[Tensor], Tensor]:
     if config.randaugment == 0:
         return lambda images: images
     from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import RandAugment
+    from torchvision.transforms.v2 import Compose, RandAugment, RandomApply
 
-    augment = RandAugment(2, config.randaugment, interpolation=InterpolationMode.BILINEAR)
+    fill = [round(255 * channel) for channel in mean]
+    operation = RandAugment(1, _BINS * config.randaugment, interpolation=InterpolationMode.BILINEAR, fill=fill)
+    augment = Compose([RandomApply([operation], p=0.5)] * 2)
     return lambda images: torch.stack([augment(image) for image in images])
 
 
