@@ -80,6 +80,13 @@ def test_what_features_tell_is_found(clevr: Path) -> None:
     assert protocol["images"] != distance.protocol()["images"]
 
 
+def test_other_images_of_the_same_names_are_other_images(clevr: Path) -> None:
+    before = open_counting(CountingConfig(data=clevr), DATA).protocol()["images"]
+    assert open_counting(CountingConfig(data=clevr), DATA).protocol()["images"] == before
+    Image.new("RGB", (48, 32)).save(clevr / "images" / "val" / "CLEVR_val_000003.png")
+    assert open_counting(CountingConfig(data=clevr), DATA).protocol()["images"] != before
+
+
 def test_labels_are_those_of_the_scenes_and_nothing_is_cut_off(clevr: Path) -> None:
     images = open_counting(CountingConfig(data=clevr), DATA).images
     assert images.train.labels.tolist()[:9] == [0, 1, 2, 3, 4, 5, 6, 7, 0]

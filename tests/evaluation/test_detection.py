@@ -139,6 +139,13 @@ def test_training_images_carry_their_objects(shapes: Path) -> None:
     assert all(torch.equal(first, again) for first, again in zip(images, batches[2][0], strict=True))
 
 
+def test_other_images_of_the_same_names_are_other_images(shapes: Path) -> None:
+    before = open_coco(shapes).fingerprint
+    assert open_coco(shapes).fingerprint == before
+    Image.new("RGB", (80, 60)).save(shapes / "val" / "2.png")
+    assert open_coco(shapes).fingerprint != before
+
+
 def test_predictions_return_to_the_image() -> None:
     image = Image.new("RGB", (80, 60))
     assert fitted_size(image, 40) == (30, 40)

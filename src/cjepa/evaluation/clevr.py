@@ -16,6 +16,7 @@ from cjepa.data import DataConfig, decode
 from cjepa.data.decoding import PILLOW_LIMIT
 from cjepa.errors import InputError
 from cjepa.evaluation.features import LabelledFeatures
+from cjepa.evaluation.fingerprint import fingerprint_of
 from cjepa.evaluation.labelled import LabelledImages
 from cjepa.evaluation.linear import LinearConfig, linear_accuracy
 from cjepa.evaluation.task import FeatureTask
@@ -71,7 +72,7 @@ class ClevrSource:
         self._size = data.size
         self._max_pixels = min(data.max_pixels, PILLOW_LIMIT)
         digest = hashlib.sha256(labels.astype("<i8").tobytes())
-        digest.update("\n".join(self.names).encode())
+        digest.update(fingerprint_of(images / name for name in self.names).encode())
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:

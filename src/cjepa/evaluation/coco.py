@@ -16,6 +16,7 @@ from PIL import Image
 from cjepa.data import UnreadableImageError, decode
 from cjepa.data.decoding import PILLOW_LIMIT
 from cjepa.errors import InputError
+from cjepa.evaluation.fingerprint import fingerprint_of
 
 LAYOUTS = (("train2017", "val2017"), ("train", "val"))
 """Names of the splits: images in DIR/SPLIT or DIR/images/SPLIT, objects in DIR/annotations/instances_SPLIT.json."""
@@ -29,10 +30,15 @@ class CocoSplit:
     index: Any
     ids: tuple[int, ...]
 
+    def path(self, image_id: int) -> Path:
+        """Where an image lies."""
+        path: Path = self.images / self.index.imgs[image_id]["file_name"]
+        return path
+
     def load(self, image_id: int) -> Image.Image:
         """The image in mode RGB; InputError when it cannot be read or has another size than its annotation says."""
         entry = self.index.imgs[image_id]
-        path = self.images / entry["file_name"]
+        path = self.path(image_id)
         try:
             image = decode(path, PILLOW_LIMIT)
         except UnreadableImageError as error:
@@ -85,8 +91,9 @@ def open_coco(root: Path) -> CocoData:
             f"no training object in {root} has category {min(unseen)}, which test objects have; add such images or "
             "remove the category from the test annotations"
         )
-    content = b"".join(_annotations(root, name).read_bytes() for name in names)
-    return CocoData(train, test, labels, hashlib.sha256(content).hexdigest()[:16])
+    digest = hashlib.sha256(b"".join(_annotations(root, name).read_bytes() for name in names))
+    digest.update(fingerprint_of(split.path(image_id) for split in (train, test) for image_id in split.ids).encode())
+    return CocoData(train, test, labels, digest.hexdigest()[:16])
 
 
 def _annotations(root: Path, split: str) -> Path:

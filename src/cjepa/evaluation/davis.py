@@ -1,6 +1,5 @@
 """Videos with masks in the layout of DAVIS 2017."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,12 +86,3 @@ def _sequence(root: Path, name: str, resolution: str) -> Sequence:
             "frame is scored, so take a split with public annotations (val)"
         )
     return Sequence(name, tuple(frames), tuple(masks))
-
-
-def fingerprint(sequences: tuple[Sequence, ...]) -> str:
-    """Changes when sequences, frames or masks do."""
-    digest = hashlib.sha256()
-    for sequence in sequences:
-        for path in (*sequence.frames, *sequence.masks):
-            digest.update(f"{sequence.name}/{path.name} {path.stat().st_size}\n".encode())
-    return digest.hexdigest()[:16]

@@ -1,7 +1,7 @@
 """Images with a class for every pixel: plain folders and ADE20K's layout, checked before anything is trained."""
 
-import hashlib
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from cjepa.data import UnreadableImageError, decode
 from cjepa.data.decoding import PILLOW_LIMIT
 from cjepa.data.files import EXTENSIONS
 from cjepa.errors import InputError
+from cjepa.evaluation.fingerprint import fingerprint_of
 
 UNSCORED = 255
 """Label of pixels that are neither trained on nor scored, in the masks that are handed on."""
@@ -116,7 +117,7 @@ def open_segmentation_data(
             f"no training mask in {root} holds label {unseen[0]}, which test masks hold; add such images, or name it "
             "unlabelled if it stands for no class"
         )
-    return SegmentationData(train, test, classes, unlabelled, shift, _fingerprint([*train, *test]))
+    return SegmentationData(train, test, classes, unlabelled, shift, fingerprint_of(chain(*train, *test)))
 
 
 def _pairs(root: Path) -> tuple[tuple[Pair, ...], tuple[Pair, ...], bool]:
@@ -151,11 +152,3 @@ def _labels_in(masks: list[Path], unlabelled: int, shift: int) -> set[int]:
     for path in masks:
         found |= set(np.unique(read_mask(path)).tolist())
     return found - {unlabelled} - ({0} if shift else set())
-
-
-def _fingerprint(pairs: list[Pair]) -> str:
-    digest = hashlib.sha256()
-    for pair in pairs:
-        for path in pair:
-            digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
-    return digest.hexdigest()[:16]

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize, one_hot
 
 from cjepa.data import DataConfig
-from cjepa.evaluation.davis import Sequence, fingerprint, open_davis
+from cjepa.evaluation.davis import Sequence, open_davis
 from cjepa.evaluation.davis_scores import VOID, object_scores, summary
+from cjepa.evaluation.fingerprint import fingerprint_of
 from cjepa.evaluation.task import EncoderTask, Values
 from cjepa.evaluation.work import Kept, Work
 from cjepa.models.pretrained import PretrainedEncoder, normalise
@@ -66,7 +67,8 @@ class VideoTask(EncoderTask):
     def protocol(self) -> dict[str, Any]:
         """What decides the scores besides the keys."""
         frames = sum(len(sequence.frames) for sequence in self.sequences)
-        return {"sequences": len(self.sequences), "frames": frames, "images": fingerprint(self.sequences)}
+        files = (path for sequence in self.sequences for path in (*sequence.frames, *sequence.masks))
+        return {"sequences": len(self.sequences), "frames": frames, "images": fingerprint_of(files)}
 
     def baselines(self) -> tuple[str, ...]:
         """A mask that does not move."""
