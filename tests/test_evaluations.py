@@ -311,11 +311,37 @@ def test_classes_that_only_the_hold_out_has_are_left_out_of_it(
     assert "1 of 3 classes are not tested (c): all of their images, 1 in all, are among" in caplog.text
 
 
-def test_but_those_of_a_test_folder_are_refused(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "evaluation",
+    [KnnConfig(k=(3,)), LinearSgdConfig(optimizer="sgd"), AttentiveConfig(), FinetuneConfig()],
+    ids=lambda evaluation: evaluation.name,
+)
+def test_but_those_of_a_test_folder_are_refused_before_anything_is_computed(
+    run: Path, tmp_path: Path, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_images(tmp_path / "train", classes=("a", "b"), count=4)
     write_images(tmp_path / "test", classes=("a", "c"), count=4)
+    monkeypatch.setattr(VisionTransformer, "embed_patches", None)
     with pytest.raises(InputError, match=r"no training image for 1 of the classes of the test images \(c\)"):
-        evaluate_run(run, [KnnConfig(k=(3,))], images=tmp_path, device="cpu")
+        evaluate_run(run, [evaluation], images=tmp_path, device="cpu")
+
+
+def test_images_too_few_to_hold_any_out_are_said_to_be_few(run: Path, tmp_path: Path) -> None:
+    for label in "ab":
+        name = next(f"{number}.png" for number in range(100) if _name_share(f"{label}/{number}.png") >= 0.2)
+        one = write_images(tmp_path / "one", classes=(label,), count=1) / label
+        (tmp_path / "images" / label).mkdir(parents=True)
+        next(one.iterdir()).rename(tmp_path / "images" / label / name)
+    message = r"the 2 labelled images are too few to hold about a fifth of them out .* more images .* train/CLASS/"
+    with pytest.raises(InputError, match=message):
+        evaluate_run(run, [KnnConfig(k=(3,))], images=tmp_path / "images", device="cpu")
+
+
+def test_images_without_labels_are_said_to_have_none(run: Path, tmp_path: Path) -> None:
+    for name in ("", "a"):
+        folder = write_images(tmp_path / f"images{name}", classes=(name,), count=4)
+        with pytest.raises(InputError, match="the images have no labels to evaluate with"):
+            evaluate_run(run, [KnnConfig(k=(3,))], images=folder, device="cpu")
 
 
 def test_a_hold_out_that_shares_no_class_is_refused(run: Path, tmp_path: Path) -> None:

@@ -142,18 +142,7 @@ class LabelledFeatures:
         _check_labels("test", self.test_labels, self.classes)
         if not (_finite(self.train) and _finite(self.test)):
             raise InputError("some features are not finite; extract them from a healthy checkpoint")
-        known = set(self.train_labels.tolist())
-        if len(known) < 2:
-            raise InputError(
-                f"all training images are of the class {_names(known, self.classes)}, so there is nothing to "
-                "tell apart; give images of at least two classes (one folder each)"
-            )
-        unseen = set(self.test_labels.tolist()) - known
-        if unseen:
-            raise InputError(
-                f"no training image for {len(unseen)} of the classes of the test images "
-                f"({_names(unseen, self.classes)}); add training images of them or remove their test images"
-            )
+        check_classes(set(self.train_labels.tolist()), set(self.test_labels.tolist()), self.classes)
 
     @classmethod
     def select(
@@ -176,6 +165,21 @@ def _with_label(
     """The features that have a label; themselves where all have, since a selection would copy them into memory."""
     has = labels != -1
     return (features, labels) if bool(has.all()) else (features[has], labels[has])
+
+
+def check_classes(known: set[int], tested: set[int], classes: tuple[str, ...]) -> None:
+    """InputError if training images are of fewer than two classes, or test images of a class that has none of them."""
+    if len(known) < 2:
+        raise InputError(
+            f"all training images are of the class {_names(known, classes)}, so there is nothing to "
+            "tell apart; give images of at least two classes (one folder each)"
+        )
+    unseen = tested - known
+    if unseen:
+        raise InputError(
+            f"no training image for {len(unseen)} of the classes of the test images "
+            f"({_names(unseen, classes)}); add training images of them or remove their test images"
+        )
 
 
 def _check_labels(kind: str, labels: Int[Tensor, "n"], classes: tuple[str, ...]) -> None:

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cjepa.data import DataConfig, EvaluationImages, ImageSource
 from cjepa.evaluation.baselines import colour_statistics, raw_pixels
-from cjepa.evaluation.features import LabelledFeatures, batches_of, extract_features
+from cjepa.evaluation.features import LabelledFeatures, batches_of, check_classes, extract_features
 from cjepa.evaluation.pooling import PoolingConfig
 from cjepa.evaluation.shares import in_shares, share
 from cjepa.evaluation.work import Work
@@ -27,13 +28,18 @@ BASELINES = {"raw pixels": raw_pixels, "colour statistics": colour_statistics}
 class LabelledImages:
     """Training and test images, all of them with a label, prepared as a run's data config says.
 
-    Features of the last encoder asked about are remembered, so that several evaluations share them.
+    Features of the last encoder asked about are remembered, so that several evaluations share them. Raises InputError
+    where classes cannot be told apart, as LabelledFeatures does, but before anything is trained or extracted.
     """
 
     data: DataConfig
     train: ImageSource
     test: ImageSource
     _remembered: dict[tuple[object, PoolingConfig | None], LabelledFeatures | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known, tested = (set(np.unique(source.labels).tolist()) for source in (self.train, self.test))
+        check_classes(known, tested, self.train.classes)
 
     def protocol(self) -> dict[str, Any]:
         """What decides the features besides the weights: accuracies compare at equal protocols only."""

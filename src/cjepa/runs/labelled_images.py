@@ -18,6 +18,12 @@ def open_labelled(data: DataConfig, seed: int) -> LabelledImages:
     """The labelled images of a config's data; InputError where there are none to train or to test on."""
     splits = open_source(data, seed)
     labelled = labelled_splits(splits)
+    count = np.count_nonzero(splits.train.labels != NO_LABEL)
+    if labelled is None and len(splits.train.classes) > 1 and count:
+        raise InputError(
+            f"the {count} labelled images are too few to hold about a fifth of them out to test on; give more images "
+            "of each class, or divide them into folders: train/CLASS/image.jpg and test/CLASS/image.jpg"
+        )
     if labelled is None or labelled.test is None or not np.any(labelled.train.labels != NO_LABEL):
         raise InputError(
             "the images have no labels to evaluate with; put those of each class into a folder of its own (at least "
