@@ -238,6 +238,27 @@ def test_the_attentive_head_equals_torch_s_attention() -> None:
         torch.testing.assert_close(head(patches), head.classify(head.norm_out(seen[:, 0])))
 
 
+def test_rates_are_for_the_batch_that_is_trained_on(images: LabelledImages) -> None:
+    """60 images, 12 of them to choose the rate on: a batch holds 48, whatever batch_size says."""
+    task = open_linear_sgd(*linear_task(images, rates=(0.1, 0.3), batch_size=1024, epochs=1, validation_share=0.2))
+    scales: list[list[float]] = []
+
+    def record(plan: Plan[Any], work: Work) -> None:
+        assert plan.images == 48
+        scales.append([group[SCALE] for group in plan.optimizer.param_groups])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cjepa.evaluation.probing.fit", record)
+        task.measure(small_encoder(), Work())
+    assert scales == [pytest.approx([rate * 48 / 256 for rate in (0.1, 0.1, 0.3, 0.3)])]
+
+
+def test_heads_that_do_not_divide_the_width_are_refused(images: LabelledImages) -> None:
+    message = "heads: 5 heads do not divide the encoder's width of 32; choose a divisor: 1, 2, 4, 8, 16, 32$"
+    with pytest.raises(InputError, match=message):
+        open_attentive(AttentiveConfig(heads=5), images).measure(small_encoder(), Work())
+
+
 def test_lars_without_timm_is_refused(images: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

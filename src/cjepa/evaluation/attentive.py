@@ -1,5 +1,6 @@
 """The attentive probe: one learned query looks at the patches, so that features need not lie in their mean."""
 
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -7,6 +8,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from cjepa.errors import InputError
 from cjepa.evaluation.fitting import SCALE
 from cjepa.evaluation.labelled import LabelledImages
 from cjepa.evaluation.probing import Probe, ProbeTask
@@ -73,8 +75,8 @@ def open_attentive(config: AttentiveConfig, images: LabelledImages) -> ProbeTask
         name="attentive",
         rates=config.rates,
         encode=lambda encoder, pixels: encoder(pixels),
-        head=lambda width, classes: AttentiveHead(width, classes, config.heads),
-        optimizer=lambda heads: _optimizer(config, heads),
+        head=partial(_head, config),
+        optimizer=lambda heads, _: _optimizer(config, heads),
         epochs=config.epochs,
         warmup_epochs=min(config.warmup_epochs, config.epochs),
         batch_size=config.batch_size,
@@ -82,6 +84,15 @@ def open_attentive(config: AttentiveConfig, images: LabelledImages) -> ProbeTask
         validation_share=config.validation_share,
     )
     return ProbeTask(images, probe, lambda width: width)
+
+
+def _head(config: AttentiveConfig, width: int, classes: int) -> nn.Module:
+    if width % config.heads:
+        divisors = ", ".join(str(number) for number in range(1, width + 1) if width % number == 0)
+        raise InputError(
+            f"heads: {config.heads} heads do not divide the encoder's width of {width}; choose a divisor: {divisors}"
+        )
+    return AttentiveHead(width, classes, config.heads)
 
 
 def _optimizer(config: AttentiveConfig, heads: list[nn.Module]) -> torch.optim.Optimizer:

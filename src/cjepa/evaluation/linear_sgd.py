@@ -56,7 +56,7 @@ def open_linear_sgd(config: LinearSgdConfig, images: LabelledImages) -> ProbeTas
         rates=config.rates,
         encode=partial(_encode, config.pooling),
         head=_head,
-        optimizer=lambda heads: _optimizer(config, heads, min(config.batch_size, len(images.train))),
+        optimizer=partial(_optimizer, config),
         epochs=config.epochs,
         warmup_epochs=min(config.warmup_epochs, config.epochs),
         batch_size=config.batch_size,

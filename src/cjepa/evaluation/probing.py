@@ -28,14 +28,15 @@ Encode = Callable[[PretrainedEncoder, Float[Tensor, "B 3 H W"]], Tensor]
 class Probe:
     """A kind of head: what it reads of the encoder, how it is made, and how the heads are optimised.
 
-    rates: a head for each learning rate. optimizer: of all heads, one or more groups each, with their rate as SCALE.
+    rates: a head for each learning rate. optimizer: of all heads, for batches of so many images; one or more groups
+    each, with their rate as SCALE.
     """
 
     name: str
     rates: tuple[float, ...]
     encode: Encode
     head: Callable[[int, int], nn.Module]
-    optimizer: Callable[[list[nn.Module]], torch.optim.Optimizer]
+    optimizer: Callable[[list[nn.Module], int], torch.optim.Optimizer]
     epochs: float
     warmup_epochs: float
     batch_size: int
@@ -95,7 +96,7 @@ class ProbeTask(EncoderTask):
         heads.train()
         plan = Plan(
             modules={"heads": heads},
-            optimizer=probe.optimizer(list(heads)),
+            optimizer=probe.optimizer(list(heads), size),
             batches=LabelledBatches(train, data.size, size, work.seed, probe.crop_scale),
             loss=loss,
             rate=lambda step: warmup_cosine(step, warmup, steps),
