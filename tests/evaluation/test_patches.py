@@ -75,6 +75,8 @@ def test_an_image_smaller_than_a_window_is_seen_whole(scenes: Path) -> None:
 
 
 def test_unusable_input_is_refused(scenes: Path) -> None:
+    with pytest.raises(InputError, match="shorter_side: an image of 28 x 36 pixels would become one of 20000 x 25714"):
+        open_patch_retrieval(PatchRetrievalConfig(data=scenes, shorter_side=20_000), DATA)
     few = open_patch_retrieval(PatchRetrievalConfig(data=scenes, patches=1, k=(20,)), DATA)
     with pytest.raises(InputError, match="only 12 training images or patches; ask for fewer"):
         few.measure(small_encoder(), Work())

@@ -242,6 +242,30 @@ def broken(scenes: Path, what: str) -> SegmentationConfig:
 
 
 @pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"train_scales": (1000.0, 2000.0)},
+            "train_scales: an image of 28 x 36 .* one of 56000 x 72000, and 178956970",
+        ),
+        ({"scales": (1.0, 500.0)}, "scales: an image of 28 x 36 pixels would become one of 14000 x 18000"),
+        ({"shorter_side": 10_000}, "train_scales: an image of 28 x 36 pixels would become one of 20000 x 25714.3"),
+        ({"scales": (1e308,), "shorter_side": 28}, "scales: .* would become one of inf x inf"),
+    ],
+)
+def test_sizes_that_no_memory_holds_are_refused(scenes: Path, keys: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_segmentation(SegmentationConfig.model_validate({"data": scenes} | keys), DATA)
+
+
+def test_files_tell_images_from_others_of_the_same_names(scenes: Path) -> None:
+    before = open_segmentation_data(scenes, None, 255, None).fingerprint
+    assert open_segmentation_data(scenes, None, 255, None).fingerprint == before
+    Image.new("RGB", (28, 36)).save(scenes / "images" / "test" / "01.png")
+    assert open_segmentation_data(scenes, None, 255, None).fingerprint != before
+
+
+@pytest.mark.parametrize(
     ("what", "message"),
     [
         ("nothing", "has no images with masks; it needs images/train"),

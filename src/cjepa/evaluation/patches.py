@@ -15,7 +15,7 @@ from cjepa.data import DataConfig
 from cjepa.errors import InputError
 from cjepa.evaluation.retrieval import found_within
 from cjepa.evaluation.segmentation_data import UNSCORED, Pair, SegmentationData, open_segmentation_data
-from cjepa.evaluation.sliding import resized_image, starts
+from cjepa.evaluation.sliding import refuse_large, resized_image, starts
 from cjepa.evaluation.task import EncoderTask, Values
 from cjepa.evaluation.work import Line, Work
 from cjepa.models.pretrained import PretrainedEncoder, normalise
@@ -128,6 +128,7 @@ def open_patch_retrieval(config: PatchRetrievalConfig, data: DataConfig) -> Patc
     found = open_segmentation_data(
         config.data.expanduser(), config.classes, config.unlabelled, config.zero_is_unlabelled
     )
+    refuse_large(found.train_sizes | found.test_sizes, config.shorter_side, 1.0, "shorter_side")
     return PatchTask(config, found, data.size)
 
 

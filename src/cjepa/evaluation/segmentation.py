@@ -24,7 +24,7 @@ from cjepa.evaluation.fitting import SCALE, Plan, fit, warmup_cosine
 from cjepa.evaluation.pooling import layers_of
 from cjepa.evaluation.pyramid import LinearHead, SemanticFpn, as_map
 from cjepa.evaluation.segmentation_data import UNSCORED, Pair, SegmentationData, open_segmentation_data
-from cjepa.evaluation.sliding import multi_scale, resized_image
+from cjepa.evaluation.sliding import multi_scale, refuse_large, resized_image
 from cjepa.evaluation.task import EncoderTask, Values
 from cjepa.evaluation.upernet import UperNet, tapped_blocks
 from cjepa.evaluation.whitening import Moments, Whitening
@@ -269,6 +269,8 @@ def open_segmentation(config: SegmentationConfig, data: DataConfig) -> Segmentat
     found = open_segmentation_data(
         config.data.expanduser(), config.classes, config.unlabelled, config.zero_is_unlabelled
     )
+    refuse_large(found.train_sizes, config.shorter_side, max(config.train_scales), "train_scales")
+    refuse_large(found.test_sizes, config.shorter_side, max(config.scales), "scales")
     return SegmentationTask(config, found, window)
 
 

@@ -20,6 +20,8 @@ UNSCORED = 255
 LAYOUTS = (("images", "masks", ("train",), ("test", "val")), ("images", "annotations", ("training",), ("validation",)))
 """Folders of images and masks, and the names of their training and test splits: plain folders, and ADE20K."""
 
+Size = tuple[int, int]
+
 
 class Pair(NamedTuple):
     """An image and its mask."""
@@ -30,13 +32,18 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class SegmentationData:
-    """Training and test images with masks; `classes` numbered from 0 after `shift` was subtracted."""
+    """Training and test images with masks; `classes` numbered from 0 after `shift` was subtracted.
+
+    train_sizes, test_sizes: widths and heights of the masks, which are those of the images.
+    """
 
     train: tuple[Pair, ...]
     test: tuple[Pair, ...]
     classes: int
     unlabelled: int
     shift: int
+    train_sizes: frozenset[Size]
+    test_sizes: frozenset[Size]
     fingerprint: str
 
     def protocol(self) -> dict[str, int | str]:
@@ -104,7 +111,8 @@ def open_segmentation_data(
     """
     train, test, ade = _pairs(root)
     shift = int(ade if zero_is_unlabelled is None else zero_is_unlabelled)
-    found = [_labels_in([pair.mask for pair in part], unlabelled, shift) for part in (train, test)]
+    looked = [_look_at([pair.mask for pair in part]) for part in (train, test)]
+    found = [labels - {unlabelled} - ({0} if shift else set()) for labels, _ in looked]
     if classes is None:
         if not found[0] | found[1]:
             raise InputError(f"no mask in {root} holds a label but {unlabelled}; there is nothing to learn or to score")
@@ -117,7 +125,9 @@ def open_segmentation_data(
             f"no training mask in {root} holds label {unseen[0]}, which test masks hold; add such images, or name it "
             "unlabelled if it stands for no class"
         )
-    return SegmentationData(train, test, classes, unlabelled, shift, fingerprint_of(chain(*train, *test)))
+    return SegmentationData(
+        train, test, classes, unlabelled, shift, looked[0][1], looked[1][1], fingerprint_of(chain(*train, *test))
+    )
 
 
 def _pairs(root: Path) -> tuple[tuple[Pair, ...], tuple[Pair, ...], bool]:
@@ -147,8 +157,12 @@ def _pairs_of(images: Path, masks: Path) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
-def _labels_in(masks: list[Path], unlabelled: int, shift: int) -> set[int]:
+def _look_at(masks: list[Path]) -> tuple[set[int], frozenset[Size]]:
+    """The numbers that some mask holds, and the sizes that masks have."""
     found: set[int] = set()
+    sizes: set[Size] = set()
     for path in masks:
-        found |= set(np.unique(read_mask(path)).tolist())
-    return found - {unlabelled} - ({0} if shift else set())
+        mask = read_mask(path)
+        found |= set(np.unique(mask).tolist())
+        sizes.add((mask.shape[1], mask.shape[0]))
+    return found, frozenset(sizes)

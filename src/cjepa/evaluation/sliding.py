@@ -1,6 +1,6 @@
 """Class probabilities of a whole image from an encoder that sees windows of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -8,6 +8,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
+
+from cjepa.data.decoding import PILLOW_LIMIT
+from cjepa.errors import InputError
 
 Predict = Callable[[UInt8[Tensor, "B 3 h w"]], Float[Tensor, "B C h w"]]
 
@@ -71,8 +74,23 @@ def multi_scale(
     return torch.stack(predictions).mean(0)
 
 
+def refuse_large(sizes: Iterable[tuple[int, int]], shorter_side: int | None, scale: float, key: str) -> None:
+    """InputError if an image of one of these widths and heights would get more pixels than one that is read."""
+    for size in sizes:
+        width, height = (side * _factor(size, shorter_side, scale) for side in size)
+        if width * height > PILLOW_LIMIT:
+            raise InputError(
+                f"{key}: an image of {size[0]} x {size[1]} pixels would become one of {width:.6g} x {height:.6g}, and "
+                f"{PILLOW_LIMIT} pixels are the most; choose a smaller size to look at (scales, shorter_side)"
+            )
+
+
 def resized_image(image: Image.Image, shorter_side: int | None, scale: float) -> Image.Image:
     """The image at `scale` times its size, or times the size at which its shorter side has so many pixels."""
-    unit = scale if shorter_side is None else scale * shorter_side / min(image.size)
+    unit = _factor(image.size, shorter_side, scale)
     size = (max(1, round(image.width * unit)), max(1, round(image.height * unit)))
     return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
+
+
+def _factor(size: tuple[int, int], shorter_side: int | None, scale: float) -> float:
+    return scale if shorter_side is None else scale * shorter_side / min(size)
