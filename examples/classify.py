@@ -19,21 +19,22 @@ from cjepa.data import DataConfig, EvaluationImages, FolderConfig, labelled_only
 
 def main(encoder_path: Path, folder: Path) -> float:
     encoder = cjepa.load_encoder(encoder_path)
-    config = DataConfig(source=FolderConfig(path=folder), image_size=encoder.image_size)
-    source = labelled_only(open_source(config, seed=0).train)
-    crops = EvaluationImages(source, config)  # centre crops, uint8
+    source = FolderConfig(path=folder)
+    config = DataConfig(source=source, image_size=encoder.image_size, evaluation_crop=encoder.evaluation_crop)
+    images = labelled_only(open_source(config, seed=0).train)
+    crops = EvaluationImages(images, config)  # centre crops, uint8
     with torch.inference_mode():
         features = np.concatenate([encoder.embed(crops[index][None]).numpy() for index in range(len(crops))])
 
     train, test, train_labels, test_labels = train_test_split(
-        features, source.labels, test_size=0.25, random_state=0, stratify=source.labels
+        features, images.labels, test_size=0.25, random_state=0, stratify=images.labels
     )
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     classifier.fit(train, train_labels)
     accuracy = float(classifier.score(test, test_labels))
     chance = np.bincount(train_labels).max() / len(train_labels)
     print(
-        f"accuracy {accuracy:.1%} on {len(test)} images of {len(source.classes)} classes; most frequent: {chance:.1%}"
+        f"accuracy {accuracy:.1%} on {len(test)} images of {len(images.classes)} classes; most frequent: {chance:.1%}"
     )
     return accuracy
 

@@ -26,6 +26,7 @@ def main(weights_path: Path, images: Path, run: Path, changes: list[str]) -> Out
             f"data.image_size={list(prepared.image_size)}",
             f"data.mean={list(prepared.mean)}",
             f"data.std={list(prepared.std)}",
+            f"data.evaluation_crop={prepared.evaluation_crop}",
             *same_encoder,
             f"model.start={weights_path}",
             "training.optimizer.learning_rate.peak=2e-4",  # lower than from scratch: keep what is known

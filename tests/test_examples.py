@@ -1,6 +1,7 @@
 """The examples run, are short, and do what they say on images where the answer is known."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,16 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import cjepa
+from cjepa.build import read_config
 from cjepa.config.presets import resolve
-from cjepa.runs import pretrain
+from cjepa.data import decode
+from cjepa.data.crops import centre_crop
+from cjepa.export.safetensors_folder import SafetensorsConfig
+from cjepa.runs import export_run, pretrain
 from tests.tiny_runs import write_config, write_images
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
@@ -69,6 +76,17 @@ def test_classify(run: Path, images: Path) -> None:
     assert example("classify").main(run, images) > 0.9, "three colours; chance is a third"
 
 
+def test_classify_crops_as_the_encoder_says(run: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = cjepa.load_encoder(run)
+    encoder.evaluation_crop = 0.5
+    monkeypatch.setattr(cjepa, "load_encoder", lambda _: encoder)
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(encoder, "embed", lambda batch: seen.append(batch) or torch.randn(1, 32))
+    example("classify").main(run, images)
+    first = decode(images / "a" / "0000.png", 10**6)
+    np.testing.assert_array_equal(seen[0][0].numpy(), centre_crop(first, encoder.image_size, 0.5))
+
+
 def test_near_duplicates(run: Path, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "photos", ("",), 20)
     with Image.open(folder / "0005.png") as image:
@@ -114,9 +132,14 @@ def test_segment(run: Path, tmp_path: Path) -> None:
 
 
 def test_continue_pretraining(run: Path, images: Path, tmp_path: Path) -> None:
-    outcome = example("continue_pretraining").main(run, images, tmp_path / "further", [*TINY])
+    weights = tmp_path / "weights"
+    export_run(run, SafetensorsConfig(), weights)
+    config = json.loads((weights / "config.json").read_text())
+    (weights / "config.json").write_text(json.dumps(config | {"evaluation_crop": 0.75}))
+    outcome = example("continue_pretraining").main(weights, images, tmp_path / "further", [*TINY])
     assert outcome.steps == 3
     assert (tmp_path / "further" / "start.json").exists()
+    assert read_config(tmp_path / "further").data.evaluation_crop == 0.75
 
 
 def test_custom_objective(images: Path) -> None:
