@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import cjepa
-from cjepa.build import build_encoder, build_model, choose_device, find_checkpoint, read_config
+from cjepa.build import _fitted, build_encoder, build_model, choose_device, find_checkpoint, read_config
 from cjepa.config.presets import resolve
 from cjepa.errors import InputError
 from cjepa.models.pretrained import normalise
 from cjepa.runs import pretrain
+from cjepa.runs.planning import GIB, MEMORY, plan
 from tests.tiny_runs import write_config, write_images
 
 PIXELS = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -82,6 +83,23 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there(name: str) -> None:
     with pytest.raises(InputError, match=f"device {name} cannot be used here: .*; use auto or cpu"):
         choose_device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda:0", "cuda:1"])
+def test_ranks_of_one_machine_do_not_share_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(variable, "2" if "SIZE" in variable else "0")
+    with pytest.raises(InputError, match=f"device {name}: the 2 ranks of this machine need a GPU each; use cuda"):
+        choose_device(name)
+
+
+def test_the_machine_s_memory_takes_nothing_from_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve("imagenet-vit-b", ["data=unused"])
+    planned = plan(config, "cuda:A100", 1, None).micro_batch
+    assert planned < config.training.batch_size, "else the memory decides nothing"
+    monkeypatch.setattr("cjepa.build.device_memory", lambda _: MEMORY["A100"] * GIB)
+    monkeypatch.setattr("cjepa.training.device_memory.resident_memory", lambda: 60 * GIB)
+    assert _fitted(config, torch.device("cuda")).micro_batch == planned
 
 
 def test_devices() -> None:

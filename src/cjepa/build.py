@@ -18,7 +18,7 @@ from cjepa.models.weights import Preparation, Weights, holds_weights, open_weigh
 from cjepa.objectives import IJepaConfig, SimsiamConfig, TwoViewsConfig, build_objective
 from cjepa.ranks import launched, local_count, local_rank, slots, world_size
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
-from cjepa.training.device_memory import USABLE, device_memory, resident_memory
+from cjepa.training.device_memory import USABLE, device_memory, occupied_memory
 from cjepa.training.footprint import Footprint, Lengths, footprint, predictor_tokens, views_footprint
 from cjepa.training.parallel import Parallel
 from cjepa.training.state import Progressed
@@ -117,7 +117,7 @@ def _fitted(config: RunConfig, device: torch.device) -> TrainingConfig:
     training = config.training
     if training.micro_batch is not None and training.parallel != "auto":
         return training
-    memory = USABLE * device_memory(device) - resident_memory()
+    memory = USABLE * device_memory(device) - occupied_memory(device)
     needs = footprint_of(config, device.type)
     engine, shards = engine_for(config, needs, world_size(), memory)
     if 1 < local_count() < shards:
@@ -185,6 +185,11 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and launched() > 1:
         name = f"cuda:{local_rank()}"
+    elif name.startswith("cuda:") and local_count() > 1:
+        raise InputError(
+            f"device {name}: the {local_count()} ranks of this machine need a GPU each; use cuda, and the environment "
+            "variable CUDA_VISIBLE_DEVICES to choose among the GPUs"
+        )
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -19,6 +19,16 @@ class Part(BaseModel):
     """The key that a bare value stands for: with "source", `data=DIR` means `data.source=DIR`."""
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; a GPU copies it in its turn, without the host waiting for what it still has to do.
+
+    Only from pinned memory is a copy to a GPU not waited for, whatever non_blocking says.
+    """
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Masks:
     """Which patches the context encoder sees and which blocks are predicted, for each image of a batch.
@@ -32,7 +42,7 @@ class Masks:
 
     def to(self, device: torch.device) -> "Masks":
         """The same masks on another device."""
-        return Masks(self.context.to(device, non_blocking=True), self.targets.to(device, non_blocking=True))
+        return Masks(to_device(self.context, device), to_device(self.targets, device))
 
     def pin_memory(self) -> "Masks":
         """The same masks in memory that a GPU copies from while it computes."""

@@ -3,11 +3,13 @@ import multiprocessing
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from cjepa.data import DataConfig, DemoConfig, FolderConfig, TrainingStream, UnreadableImageError, iterate, open_source
 from cjepa.data.arrays import ArraySource
@@ -216,3 +218,20 @@ def test_configured_size_and_flip_are_used() -> None:
     assert images.shape == (32, 3, 8, 24)
     mirrored = (images[:, 0, 0, 0] > images[:, 0, 0, -1]).sum()
     assert 6 <= mirrored <= 26
+
+
+def test_memory_is_pinned_for_a_gpu_that_is_used_not_for_one_that_is_there(
+    source: ImageSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    class Noting(DataLoader[Batch]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            asked.append(options["pin_memory"])
+            super().__init__(*arguments, **options | {"pin_memory": False})
+
+    monkeypatch.setattr("cjepa.data.loader.DataLoader", Noting)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for pinned in (False, True):
+        list(iterate(stream_of(source), 0, 1, 0, pinned=pinned))
+    assert asked == [False, True]

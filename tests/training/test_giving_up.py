@@ -8,7 +8,8 @@ import torch
 
 from cjepa.errors import DivergedError
 from cjepa.training.checkpoint import CheckpointStore
-from cjepa.training.recheck import UnreliableMachineError
+from cjepa.training.recheck import UnreliableMachineError, fixed_order
+from cjepa.types import Batch, Loss
 from tests.training.conftest import tiny_config, training
 from tests.training.harness import Run, assert_same_bits, everything
 
@@ -105,3 +106,28 @@ def test_rechecking_changes_nothing(tmp_path: Path) -> None:
     plain.train()
     checked.train()
     assert_same_bits(everything(plain.trainer), everything(checked.trainer))
+
+
+def test_on_a_gpu_both_gradients_are_added_up_in_the_same_order() -> None:
+    assert not torch.are_deterministic_algorithms_enabled()
+    with fixed_order(torch.device("cuda")):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    with fixed_order(torch.device("cpu")):
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_and_a_step_that_is_checked_is_taken_so(tmp_path: Path) -> None:
+    run = Run(tiny_config(training=training() | {"recheck_every": 2}), tmp_path)
+    batch, seen = run.stream[0], []
+
+    def noting(_: Batch) -> tuple[Loss, float]:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return Loss(torch.tensor(1.0), {}), 1.0
+
+    run.trainer.gradient = noting  # type: ignore[method-assign]
+    run.trainer.device = torch.device("cuda")  # what was built stays on the CPU
+    for run.trainer.progress.step in range(3):
+        run.trainer.take_step(batch)
+    assert seen == [True, True, False, True, True]

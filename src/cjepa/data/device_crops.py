@@ -16,6 +16,7 @@ from cjepa.data.cache import CachedSource
 from cjepa.data.config import DataConfig
 from cjepa.data.crops import DRAWS, Box, is_mirrored, training_box
 from cjepa.data.source import ImageSource
+from cjepa.types import to_device
 
 SHARE_OF_MEMORY = 0.1
 """Of a device's memory that the images of a run may take."""
@@ -35,11 +36,11 @@ class DeviceImages:
         height, width = self.images.shape[2:]
         assert all(len(row) == DRAWS for row in draws)
         boxes = [training_box(row, (height, width), config.size, config.crop_scale, config.crop_ratio) for row in draws]
-        chosen = self.images[torch.from_numpy(samples).to(self.images.device)]
+        chosen = self.images[to_device(torch.from_numpy(samples), self.images.device)]
         crops = resized_boxes(chosen, boxes, config.size)
         if not config.flip:
             return crops
-        mirrored = torch.tensor([is_mirrored(row) for row in draws], device=crops.device)
+        mirrored = to_device(torch.tensor([is_mirrored(row) for row in draws]), crops.device)
         return torch.where(mirrored[:, None, None, None], crops.flip(3), crops)
 
 
@@ -71,7 +72,7 @@ def resized_boxes(
     images: UInt8[Tensor, "B 3 H W"], boxes: Sequence[Box], size: tuple[int, int]
 ) -> UInt8[Tensor, "B 3 h w"]:
     """A box of each image brought to one size that is no smaller: as crops.resized does with each."""
-    lefts, tops, widths, heights = torch.tensor(boxes, device=images.device).T
+    lefts, tops, widths, heights = to_device(torch.tensor(boxes), images.device).T
     across = _enlarged(images.permute(0, 3, 1, 2).contiguous(), lefts, widths, size[1])  # [B, w, 3, H]
     down = _enlarged(across.permute(0, 3, 2, 1).contiguous(), tops, heights, size[0])  # [B, h, 3, w]
     return down.permute(0, 2, 1, 3).contiguous()

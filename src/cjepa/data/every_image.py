@@ -60,11 +60,12 @@ class EveryImage(Dataset[ImageBatch]):
 
 
 def iterate_every(
-    images: EveryImage, first_batch: int, workers: int, patience: float = PATIENCE
+    images: EveryImage, first_batch: int, workers: int, patience: float = PATIENCE, pinned: bool = False
 ) -> Iterator[ImageBatch]:
     """The batches from first_batch on, decoded by this many processes, 0 for this one.
 
-    Raises WorkerError when a worker dies or hangs for `patience` seconds.
+    pinned: in memory that a GPU copies from while it computes. Raises WorkerError when a worker dies or hangs for
+    `patience` seconds.
     """
     images.notes = Notes(workers)
     return load(
@@ -74,5 +75,5 @@ def iterate_every(
         image_of(images.source.names),
         workers=workers,
         patience=patience,
-        pinned=torch.cuda.is_available(),
+        pinned=pinned,
     )

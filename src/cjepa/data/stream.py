@@ -132,10 +132,11 @@ class _Noted:
 
 
 def iterate(
-    stream: TrainingStream, start: int, stop: int, workers: int, patience: float = PATIENCE
+    stream: TrainingStream, start: int, stop: int, workers: int, patience: float = PATIENCE, pinned: bool = False
 ) -> Generator[Batch, None, None]:
     """The batches of steps start .. stop - 1, decoded by this many processes that live as long as the iterator.
 
+    pinned: in memory that a GPU copies from while it computes; with it a process takes some of that GPU's memory.
     Raises WorkerError when a worker dies or gives no batch for `patience` seconds.
     """
     if start >= stop:
@@ -144,5 +145,5 @@ def iterate(
     noted = copy.copy(stream)
     noted.source = _Noted(stream.source, notes)
     name = image_of(stream.source.names)
-    pinned = torch.cuda.is_available() and stream.on_device is None
+    pinned = pinned and stream.on_device is None  # what lies on a device cannot be
     yield from load(noted, range(start, stop), notes, name, workers=workers, patience=patience, pinned=pinned)

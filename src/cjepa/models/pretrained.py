@@ -76,6 +76,9 @@ class PretrainedEncoder(nn.Module):
 
 def normalise(images: UInt8[Tensor, "B 3 H W"], mean: Channels, std: Channels) -> Float[Tensor, "B 3 H W"]:
     """float32 pixels in [0, 1] less the mean, over the standard deviation, on the images' device."""
-    shift = torch.tensor(mean, device=images.device).view(3, 1, 1)
-    scale = torch.tensor(std, device=images.device).view(3, 1, 1)
-    return (images.float() / 255 - shift) / scale
+    return (images.float() / 255 - _channels(mean, images.device)) / _channels(std, images.device)
+
+
+def _channels(values: Channels, device: torch.device) -> Float[Tensor, "3 1 1"]:
+    """Filled in on the device: copied to a GPU, they would make the host wait for all that it still has to do."""
+    return torch.stack([torch.full((1, 1), value, device=device) for value in values])

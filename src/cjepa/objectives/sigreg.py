@@ -14,7 +14,7 @@ from cjepa.objectives.prediction import prediction_loss
 from cjepa.objectives.projector import ProjectedObjective
 from cjepa.objectives.vicreg import similarity
 from cjepa.randomness import Stream, uniform_rows
-from cjepa.types import Embeddings, Loss
+from cjepa.types import Embeddings, Loss, to_device
 
 KNOTS = 17
 LARGEST_FREQUENCY = 5.0
@@ -46,7 +46,8 @@ class Sigreg(ProjectedObjective):
         config = self.config
         prediction = prediction_loss(embeddings.predicted, embeddings.target, config.prediction)
         views = self.project(embeddings.predicted.mean(dim=2))
-        directions = random_directions(self.seed, step, config.slices, views.shape[-1]).to(views)
+        directions = random_directions(self.seed, step, config.slices, views.shape[-1])
+        directions = to_device(directions.to(views.dtype), views.device)
         invariance, gaussianity = similarity(views), epps_pulley(views @ directions.T)
         total = prediction + config.beta * (config.similarity * invariance + config.sigreg * gaussianity)
         terms = {"prediction": prediction, "similarity": invariance, "sigreg": gaussianity}
@@ -66,7 +67,8 @@ def epps_pulley(samples: Float[Tensor, "B M S"]) -> Float[Tensor, ""]:
     B * integral over t in [-5, 5] of |phi(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2), where phi is the empirical
     characteristic function of the B samples of a slice; trapezoidal rule with 17 knots.
     """
-    knots = torch.linspace(-LARGEST_FREQUENCY, LARGEST_FREQUENCY, KNOTS).to(samples)
+    knots = torch.linspace(-LARGEST_FREQUENCY, LARGEST_FREQUENCY, KNOTS)
+    knots = to_device(knots.to(samples.dtype), samples.device)
     normal = torch.exp(-0.5 * knots.square())
     angles = samples.unsqueeze(-1) * knots
     error = (angles.cos().mean(dim=0) - normal).square() + angles.sin().mean(dim=0).square()

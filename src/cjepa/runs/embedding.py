@@ -98,7 +98,8 @@ def embed_images(
         if before:
             _log.info("going on after image %d of %d", before, len(source))
         first = -(-before // job.batch_size)  # only the last batch may be short, and then every row is there
-        _fill(store, encoder.to(chosen), iterate_every(batches, first, workers), job, chosen)
+        ready = iterate_every(batches, first, workers, pinned=chosen.type == "cuda")
+        _fill(store, encoder.to(chosen), ready, job, chosen)
         seconds = time.monotonic() - started
         files = _finish(store, format_, out)
         bad = len(store.unreadable())

@@ -13,7 +13,7 @@ from cjepa.errors import InputError
 from cjepa.objectives import AnyObjectiveConfig, IJepaConfig, TwoViewsConfig
 from cjepa.objectives.projector import ProjectorConfig
 from cjepa.objectives.two_views import VicregConfig
-from cjepa.training.device_memory import USABLE, device_memory, resident_memory
+from cjepa.training.device_memory import CUDA_CONTEXT, USABLE, device_memory, occupied_memory
 from cjepa.training.footprint import Footprint
 from cjepa.types import Batch
 
@@ -30,8 +30,6 @@ DENSE = {
     "B200": 2250e12,
 }
 """Dense operations per second in bfloat16, as their makers state them; the others have no bfloat16."""
-CUDA_CONTEXT = 0.7 * GIB
-"""What a process holds on a GPU besides tensors: assumed, not measured here."""
 TIMED_IMAGES, TIMED_STEPS = 8, 3
 """Most images of a step that is timed, and how many are; one goes before them."""
 
@@ -123,7 +121,7 @@ def _known(device: str) -> float | None:
 def _loaded(config: RunConfig, device: torch.device) -> float:
     """Bytes of this process before its model is built, but after all that a step loads: libraries, code, kernels."""
     if device.type == "cuda":
-        return CUDA_CONTEXT
+        return occupied_memory(device)
     # A model that leaves nothing behind: what it takes and gives back would be counted twice.
     narrow = {"width": 16, "depth": 1, "heads": 2}
     encoder = config.model.encoder.model_copy(update=narrow)
@@ -134,7 +132,7 @@ def _loaded(config: RunConfig, device: torch.device) -> float:
         objective = VicregConfig(projector=ProjectorConfig(depth=0))
     small = config.model_copy(update={"model": model, "objective": objective})
     _take_steps(small, device, 2, [0, 0])
-    return resident_memory()
+    return occupied_memory(device)
 
 
 def _seconds_per_image(config: RunConfig, device: torch.device) -> float:

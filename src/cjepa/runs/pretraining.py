@@ -165,10 +165,11 @@ def _batches(
         ready.source = cached(stream.source, data.cache.expanduser() if data.cache else folder, data.cache_bytes)
         workers = data.processes
         crops = not isinstance(stream, ViewsStream)  # whose augmentations are made image by image
-        if crops and (trainer.device.type == "cuda" or not workers):
+        on_gpu = trainer.device.type == "cuda"
+        if crops and (on_gpu or not workers):
             ready.on_device = device_images(ready.source, data, trainer.device, device_memory(trainer.device))
             workers = 0 if ready.on_device else workers
-        yield from waiting.timed(iterate(ready, step, trainer.total_steps, workers, data.worker_timeout))
+        yield from waiting.timed(iterate(ready, step, trainer.total_steps, workers, data.worker_timeout, on_gpu))
 
     return batches
 

@@ -13,7 +13,7 @@ from cjepa.objectives import Objective
 from cjepa.ranks import mean, world_size
 from cjepa.training.accumulation import backward_in_parts, divide
 from cjepa.training.parallel import Engine
-from cjepa.types import Batch, Embeddings, Loss
+from cjepa.types import Batch, Embeddings, Loss, to_device
 
 
 class BatchLoss:
@@ -82,7 +82,8 @@ class BatchLoss:
             return torch.cat([self._embed(part).target for part in parts])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             patches = self.model.targets(self.prepare(part.images) for part in parts)
-        return gather_blocks(patches, torch.cat([part.masks.targets for part in parts]).to(self.device))
+        blocks = torch.cat([part.masks.targets for part in parts])
+        return gather_blocks(patches, to_device(blocks, self.device))
 
     def _refuse_target_gradient(self) -> None:
         if self.model.config.target.gradient:

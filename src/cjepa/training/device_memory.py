@@ -12,6 +12,9 @@ from cjepa.ranks import local_count
 USABLE = 0.8
 """Share of a device's memory that a run is planned for; allocators leave gaps, and images have to be loaded."""
 
+CUDA_CONTEXT = 0.7 * (1 << 30)
+"""Bytes that a process holds on a GPU besides tensors: assumed, not measured here."""
+
 _TRIM_ABOVE, _MOST_MAPPED = -1, -4  # glibc's M_TRIM_THRESHOLD and M_MMAP_MAX; -1 for the first means never
 
 
@@ -23,6 +26,11 @@ def device_memory(device: torch.device) -> float:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / local_count()
     except (ValueError, OSError, AttributeError):  # not every system says
         return 8.0 * (1 << 30)
+
+
+def occupied_memory(device: torch.device) -> float:
+    """Bytes of a device that this process has before it holds a model: what is in the machine's memory is on no GPU."""
+    return CUDA_CONTEXT if device.type == "cuda" else resident_memory()
 
 
 def resident_memory(peak: bool = False) -> float:

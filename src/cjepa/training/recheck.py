@@ -1,6 +1,8 @@
 """Does this machine compute the same gradient twice? A silent fault of a processor or memory would go on for weeks."""
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +16,31 @@ class UnreliableMachineError(CjepaError):
     exit_code = 75
 
 
+@contextmanager
+def fixed_order(device: torch.device) -> Iterator[None]:
+    """Within, a GPU adds up in the same order every time, which it does not for the gradient of fused attention.
+
+    A CPU always does.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():  # about matrix products, whose order may change with several streams only
+            warnings.filterwarnings("ignore", message=".*CuBLAS")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+
+
 def recheck(parameters: Mapping[str, nn.Parameter], compute: Callable[[], object], step: int) -> None:
     """Compute the gradients again and compare every bit; UnreliableMachineError when one differs.
 
     compute: adds the gradients of the step to those of the parameters, which hold the first result and are left with
-    the second. Only for devices whose arithmetic is deterministic, as the CPU's is.
+    the second. Both in `fixed_order`.
     """
     # Copies: with several ranks gradients are views of DDP's buckets, which the second pass writes into again.
     first = {name: None if each.grad is None else each.grad.clone() for name, each in parameters.items()}

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -25,7 +25,7 @@ from cjepa.training.interruption import Interrupted, Interruption
 from cjepa.training.optimizer import OptimizerConfig, build_optimizer, moments_like, set_rates
 from cjepa.training.parallel import Parallel, start_engine
 from cjepa.training.progress import Progress
-from cjepa.training.recheck import recheck
+from cjepa.training.recheck import fixed_order, recheck
 from cjepa.training.records import Records
 from cjepa.training.schedules import MomentumConfig, learning_rate, linear
 from cjepa.training.spikes import SpikesConfig
@@ -184,9 +184,11 @@ class Trainer:
             learning_rate(optimizer.learning_rate, step, self.warmup_steps, self.total_steps),
             linear(optimizer.weight_decay.start, optimizer.weight_decay.final, step, self.total_steps),
         )
-        loss, norm = self.gradient(batch)
-        if self.config.recheck_every and step % self.config.recheck_every == 0:
-            recheck(self.parameters, lambda: self.gradient(batch), step)
+        checked = self.config.recheck_every is not None and step % self.config.recheck_every == 0
+        with fixed_order(self.device) if checked else nullcontext():
+            loss, norm = self.gradient(batch)
+            if checked:
+                recheck(self.parameters, lambda: self.gradient(batch), step)
         unchanged = self._reason_to_change_nothing(float(loss.total.detach()), norm)
         if unchanged is None:
             self.optimizer.step()
