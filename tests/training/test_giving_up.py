@@ -131,3 +131,18 @@ def test_and_a_step_that_is_checked_is_taken_so(tmp_path: Path) -> None:
     for run.trainer.progress.step in range(3):
         run.trainer.take_step(batch)
     assert seen == [True, True, False, True, True]
+
+
+def test_a_run_can_ask_for_the_same_order_throughout(tmp_path: Path) -> None:
+    run = Run(tiny_config(training=training() | {"deterministic": True}), tmp_path)
+    batch, seen = run.stream[0], []
+
+    def noting(_: Batch) -> tuple[Loss, float]:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return Loss(torch.tensor(1.0), {}), 1.0
+
+    run.trainer.gradient = noting  # type: ignore[method-assign]
+    for device in ("cuda", "cpu"):  # what was built stays on the CPU
+        run.trainer.device = torch.device(device)
+        run.trainer.take_step(batch)
+    assert seen == [True, False]

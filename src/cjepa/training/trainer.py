@@ -75,6 +75,9 @@ class TrainingConfig(Part):
     """What to do when loss or gradient jump far above those of the steps before."""
     on_failed_write: Literal["stop", "continue"] = "stop"
     """When a checkpoint or a row cannot be written, on a full disk for instance: stop, or warn and continue."""
+    deterministic: bool = False
+    """On a GPU, add up in the same order every time, so that a continued run has the bits of an undisturbed one; slower
+    there. A CPU always does."""
     recheck_every: int | None = Field(None, ge=1)
     """Steps between two that are computed twice and compared to the bit, to notice a faulty machine; null: never."""
     hang_after: float | None = Field(3600.0, gt=0)
@@ -185,7 +188,7 @@ class Trainer:
             linear(optimizer.weight_decay.start, optimizer.weight_decay.final, step, self.total_steps),
         )
         checked = self.config.recheck_every is not None and step % self.config.recheck_every == 0
-        with fixed_order(self.device) if checked else nullcontext():
+        with fixed_order(self.device) if checked or self.config.deterministic else nullcontext():
             loss, norm = self.gradient(batch)
             if checked:
                 recheck(self.parameters, lambda: self.gradient(batch), step)
