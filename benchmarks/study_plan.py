@@ -233,13 +233,15 @@ PHASES = (
 """Regularisers against what might make a run collapse; a constant momentum throughout."""
 
 _CONTEXT = ("objective=cjepa-context", "objective.beta=1")
+_PAPER = objective("cjepa")
+"""Of its loss the prediction is the most, where on the context at beta 1 it is next to nothing."""
 _ONE_WAY = "model.predictor.attention=one_way"
 _LITTLE = "objective.similarity=5"
 _RATE = "training.optimizer.learning_rate.peak=0.004"
 
 
-def _predictor(width: int, depth: int) -> tuple[str, ...]:
-    return (*_CONTEXT, f"model.predictor.width={width}", f"model.predictor.depth={depth}")
+def _size(width: int, depth: int) -> tuple[str, ...]:
+    return (f"model.predictor.width={width}", f"model.predictor.depth={depth}")
 
 
 BASE = "as it is"
@@ -271,10 +273,13 @@ CHOICES = (
     Condition("width 128", (*_CONTEXT, "model.predictor.width=128"), "predictor (64 x 2)"),
     Condition("depth 1", (*_CONTEXT, "model.predictor.depth=1"), "predictor (64 x 2)"),
     Condition("depth 4", (*_CONTEXT, "model.predictor.depth=4"), "predictor (64 x 2)"),
-    Condition("384 x 6, the paper's", _predictor(384, 6), "predictor (64 x 2)"),
-    Condition("96 x 6, the encoder's width", _predictor(96, 6), "predictor (64 x 2)"),
-    Condition("96 x 6, one-way", (*_predictor(96, 6), _ONE_WAY), "predictor (64 x 2)"),
+    Condition("384 x 6, the paper's", (*_CONTEXT, *_size(384, 6)), "predictor (64 x 2)"),
+    Condition("96 x 6, the encoder's width", (*_CONTEXT, *_size(96, 6)), "predictor (64 x 2)"),
+    Condition("96 x 6, one-way", (*_CONTEXT, *_size(96, 6), _ONE_WAY), "predictor (64 x 2)"),
     Condition("one-way", (*_CONTEXT, _ONE_WAY), "predictor (64 x 2)"),
+    Condition("384 x 6, the paper's", (*_PAPER, *_size(384, 6)), "predictor, beta 0.001 on the predictions"),
+    Condition("96 x 6, the encoder's width", (*_PAPER, *_size(96, 6)), "predictor, beta 0.001 on the predictions"),
+    Condition("96 x 6, one-way", (*_PAPER, *_size(96, 6), _ONE_WAY), "predictor, beta 0.001 on the predictions"),
     Condition("reference", (*_CONTEXT, "model.encoder.patch_projection=reference"), "patch projection"),
     Condition("from 0.996", (*_CONTEXT, "training.momentum.start=0.996"), "momentum (from 0.99)"),
     Condition("from 0.9", (*_CONTEXT, _FAST), "momentum (from 0.99)"),
