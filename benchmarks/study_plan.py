@@ -70,7 +70,7 @@ class Run:
 
 _QUIET = ("logging.report=false", "training.checkpoint_every=100", "training.threads=1")
 _BASE = ("training.momentum.start=0.99", "model.target.normalization=layer")
-"""The base recipe's, whatever the presets have."""
+"""The base recipe's, whatever the presets have; results from when the demo had them too got them written out."""
 _LINEAR = "monitor.evaluations=[{name: linear}]"
 _TINY = ("model.encoder.width=96", "model.encoder.depth=3", "model.encoder.heads=3", "model.predictor.width=64")
 _TILES = ("data.image_size=24", "data.source.tile_size=24", "monitor.test_images=2160")
