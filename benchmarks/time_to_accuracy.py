@@ -74,7 +74,7 @@ def study(preset: str, variants: dict[str, tuple[Path, list[str]]], accuracy: fl
     """Train what the result file lacks; it is rewritten after each run."""
     rows = json.loads(options.out.read_text(encoding="utf-8"))["rows"] if options.out.exists() else []
     for seed in range(seeds):
-        for name in variants if seed % 2 else reversed(variants):
+        for name in reversed(variants) if seed % 2 else variants:
             if any((row["preset"], row["variant"], row["seed"]) == (preset, name, seed) for row in rows):
                 continue
             source, changes = variants[name]

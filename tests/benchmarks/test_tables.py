@@ -20,6 +20,7 @@ from benchmarks import (
     presets,
     step,
     theory,
+    time_to_accuracy,
     trace,
 )
 
@@ -44,6 +45,9 @@ DOCUMENTED = {
         trace.RESULTS: lambda: [trace.table(trace.RESULTS)],
         loading.RESULTS: lambda: [loading.report(json.loads(loading.RESULTS.read_text()))],
         masks.RESULTS: lambda: [masks.report(json.loads(masks.RESULTS.read_text()))],
+        time_to_accuracy.RESULTS: lambda: [
+            time_to_accuracy.report(json.loads(time_to_accuracy.RESULTS.read_text())["rows"])
+        ],
         masks.BEFORE: lambda: [masks.report(json.loads(masks.BEFORE.read_text()))],
     },
     "docs/results.md": {
