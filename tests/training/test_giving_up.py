@@ -118,8 +118,18 @@ def test_on_a_gpu_both_gradients_are_added_up_in_the_same_order() -> None:
         assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_and_a_step_that_is_checked_is_taken_so(tmp_path: Path) -> None:
-    run = Run(tiny_config(training=training() | {"recheck_every": 2}), tmp_path)
+@pytest.mark.parametrize(
+    ("keys", "device", "fixed"),
+    [
+        ({"recheck_every": 2}, "cuda", [True, True, False, True, True]),
+        ({"deterministic": True}, "cuda", [True, True, True]),
+        ({"deterministic": True}, "cpu", [False, False, False]),
+    ],
+)
+def test_and_steps_are_taken_so_where_it_is_asked_for(
+    keys: dict[str, object], device: str, fixed: list[bool], tmp_path: Path
+) -> None:
+    run = Run(tiny_config(training=training() | keys), tmp_path)
     batch, seen = run.stream[0], []
 
     def noting(_: Batch) -> tuple[Loss, float]:
@@ -127,22 +137,7 @@ def test_and_a_step_that_is_checked_is_taken_so(tmp_path: Path) -> None:
         return Loss(torch.tensor(1.0), {}), 1.0
 
     run.trainer.gradient = noting  # type: ignore[method-assign]
-    run.trainer.device = torch.device("cuda")  # what was built stays on the CPU
+    run.trainer.device = torch.device(device)  # what was built stays on the CPU
     for run.trainer.progress.step in range(3):
         run.trainer.take_step(batch)
-    assert seen == [True, True, False, True, True]
-
-
-def test_a_run_can_ask_for_the_same_order_throughout(tmp_path: Path) -> None:
-    run = Run(tiny_config(training=training() | {"deterministic": True}), tmp_path)
-    batch, seen = run.stream[0], []
-
-    def noting(_: Batch) -> tuple[Loss, float]:
-        seen.append(torch.are_deterministic_algorithms_enabled())
-        return Loss(torch.tensor(1.0), {}), 1.0
-
-    run.trainer.gradient = noting  # type: ignore[method-assign]
-    for device in ("cuda", "cpu"):  # what was built stays on the CPU
-        run.trainer.device = torch.device(device)
-        run.trainer.take_step(batch)
-    assert seen == [True, False]
+    assert seen == fixed
