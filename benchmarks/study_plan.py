@@ -71,6 +71,8 @@ class Run:
 _QUIET = ("logging.report=false", "training.checkpoint_every=100", "training.threads=1")
 _BASE = ("training.momentum.start=0.99", "model.target.normalization=layer")
 """The base recipe's, whatever the presets have; results from when the demo had them too got them written out."""
+_HALF, _FULL = "training.precision=bfloat16", "training.precision=float32"
+"""The processors that a part began on decided; within a part all runs have the same."""
 _LINEAR = "monitor.evaluations=[{name: linear}]"
 _TINY = ("model.encoder.width=96", "model.encoder.depth=3", "model.encoder.heads=3", "model.predictor.width=64")
 _TILES = ("data.image_size=24", "data.source.tile_size=24", "monitor.test_images=2160")
@@ -79,14 +81,14 @@ TILES = Recipe(
     "tiles",
     "crops of 18 photographs, 24 px",
     "demo",
-    (*_QUIET, *_BASE, *_TINY, *_TILES, _LINEAR, "training.epochs=8", "training.evaluate_every=2"),
+    (*_QUIET, *_BASE, _HALF, *_TINY, *_TILES, _LINEAR, "training.epochs=8", "training.evaluate_every=2"),
     folder=False,
 )
 COLLAPSE = Recipe(
     "collapse",
     "crops of 18 photographs, 24 px, 4 epochs",
     "demo",
-    (*_QUIET, *_BASE, *_TINY, *_TILES, "training.epochs=4", "training.evaluate_every=1"),
+    (*_QUIET, *_BASE, _HALF, *_TINY, *_TILES, "training.epochs=4", "training.evaluate_every=1"),
     folder=False,
 )
 CIFAR10 = Recipe(
@@ -96,6 +98,7 @@ CIFAR10 = Recipe(
     (
         *_QUIET,
         *_BASE,
+        _FULL,
         *_TINY,
         _LINEAR,
         "monitor.train_images=5000",
@@ -112,6 +115,7 @@ CLOTHING = Recipe(
     (
         *_QUIET,
         *_BASE,
+        _FULL,
         *_TINY,
         _LINEAR,
         "model.predictor.depth=2",
