@@ -37,6 +37,7 @@ from cjepa.evaluation.knn import KnnConfig
 from cjepa.evaluation.linear import LinearConfig
 from cjepa.evaluation.monitor import NEIGHBOURS, labelled_splits, some_images
 from cjepa.evaluation.representation import singular_values
+from cjepa.models.kernels import chosen_precision
 from cjepa.runs.pretraining import pretrain
 from cjepa.training.environment import describe_environment
 from cjepa.training.metrics import read_metrics
@@ -161,7 +162,7 @@ def _spectrum(config: RunConfig, folder: Path) -> list[float | None]:
         config.data.mean,
         config.data.std,
         device=device,
-        precision=config.training.precision,
+        precision=chosen_precision(config.training.precision, device),
     )
     return [_rounded(value) for value in singular_values(features).tolist()]
 

@@ -199,7 +199,7 @@ class TestBadImages:
         ("training.epochs=many", 'training.epochs: must be a number, got "many"'),
         ("training.batch_size=1", "training.batch_size: must be at least 2, got 1"),
         ("training.epochs=.inf", "training.epochs: must be a"),
-        ("training.precision=float16", "training.precision: is not one of bfloat16, float32"),
+        ("training.precision=float16", "training.precision: is not one of bfloat16, float32, auto"),
         ("training.device=cuda:99", "device cuda:99 cannot be used here"),
         ("training.device=toaster", "device toaster cannot be used here"),
         ("training.optimizer.learning_rate.warmup_epochs=5", "does not end before the training of 3 steps"),
@@ -495,7 +495,7 @@ def test_help_documents_every_key_with_its_default() -> None:
         assert f" {row.key}{value} " in said(result)
     assert "  training.batch_size=256" in lines
     assert "      (whole number >= 2) Images per step over all devices; VICReg's statistics" in lines
-    assert "one of bfloat16, float32" in result.output
+    assert "one of auto, bfloat16, float32" in result.output
 
 
 def test_help_of_evaluate_documents_every_evaluation() -> None:

@@ -34,6 +34,14 @@ def test_a_speed_that_nobody_states_is_not_made_up(device: str, precision: str) 
     assert "time            unknown" in plan_text(made)
 
 
+@pytest.mark.parametrize(("device", "precision"), [("cuda:A100", "bfloat16"), ("cuda:V100", "float32")])
+def test_an_open_precision_is_that_of_the_device(device: str, precision: str) -> None:
+    left_open, given = (
+        plan(tiny_config(training={"precision": each}), device, 8, images=1000) for each in ("auto", precision)
+    )
+    assert left_open == given
+
+
 def test_what_does_not_fit_is_sharded_and_taken_in_parts() -> None:
     big = tiny_config(model={"encoder": {"width": 4096, "depth": 48, "heads": 32, "patch_size": 2}})
     made = plan(big, "cuda:A100", 8, images=None)

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from cjepa import runs
+from cjepa.build import read_config
 from cjepa.config import RunConfig, differences
 from cjepa.config.presets import resolve
 from cjepa.errors import InputError
 from cjepa.evaluation.knn import KnnConfig
 from cjepa.evaluation.linear import LinearConfig
-from cjepa.runs import Outcome, diagnose, evaluate_run, pretrain, run_demo
+from cjepa.models import kernels
+from cjepa.runs import Outcome, diagnose, evaluate_run, pretrain, pretraining, run_demo
 from cjepa.runs.demo import Row, conclude
 from cjepa.runs.evaluating import Result
 from cjepa.training.metrics import read_metrics
@@ -122,6 +124,23 @@ def test_one_call_for_several_evaluations(outcome: Outcome) -> None:
         ("linear", "target", 3),
     ]
     assert evaluate_run(outcome.folder, evaluations, comparisons=False) == results
+
+
+@pytest.mark.parametrize("began", ["bfloat16", "float32"])
+def test_a_run_keeps_the_precision_that_it_began_with(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, began: str
+) -> None:
+    left_open = config.model_copy(update={"training": config.training.model_copy(update={"precision": "auto"})})
+    for fast in (began == "bfloat16", began != "bfloat16"):  # begun on one machine, continued on another
+        for place in (kernels, pretraining):
+            monkeypatch.setattr(place, "has_fast_bfloat16", lambda _, fast=fast: fast)
+        caplog.clear()
+        with caplog.at_level("WARNING", "cjepa"):
+            pretrain(left_open, tmp_path)
+        assert read_config(tmp_path).training.precision == began
+        assert ("no instructions for bfloat16" in caplog.text) == (began == "bfloat16" and not fast)
+    [*_, result] = evaluate_run(tmp_path, [KnnConfig()], comparisons=False)
+    assert result.protocol["precision"] == "float32", "begun in it, or bfloat16 is slow here"
 
 
 def test_labels_decide_nothing_but_the_evaluation(config: RunConfig, images: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from cjepa.data import Splits, TrainingStream, ViewsStream
 from cjepa.errors import InputError
 from cjepa.masking import build_sampler, no_masks
 from cjepa.models import JEPA, Model, TwoViews, VisionTransformer
+from cjepa.models.kernels import chosen_precision
 from cjepa.models.pretrained import PretrainedEncoder, normalise
 from cjepa.models.vit import EncoderConfig
 from cjepa.models.weights import Preparation, Weights, holds_weights, open_weights
@@ -23,7 +24,7 @@ from cjepa.training.footprint import Footprint, Lengths, footprint, predictor_to
 from cjepa.training.parallel import Parallel
 from cjepa.training.state import Progressed
 from cjepa.training.trainer import Trainer, TrainingConfig
-from cjepa.types import Masks, MaskSampler
+from cjepa.types import Masks, MaskSampler, Precision
 
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
 _PROBED = 32  # steps whose masks are looked at for the longest sequences
@@ -89,7 +90,8 @@ def _lengths(config: RunConfig, masks: Masks) -> Lengths:
 def footprint_of(config: RunConfig, kind: str) -> Footprint:
     """What a step of a run needs on a kind of device (cpu, cuda, mps), in the longest of its first steps."""
     training, objective, patches = config.training, config.objective, config.grid[0] * config.grid[1]
-    how = training.precision, kind != "cpu", training.checkpoint_activations
+    precision = chosen_precision(training.precision, torch.device(kind))
+    how = precision, kind != "cpu", training.checkpoint_activations
     if isinstance(objective, TwoViewsConfig):
         hidden = objective.hidden if isinstance(objective, SimsiamConfig) else None
         return views_footprint(config.model.encoder, objective.projector, hidden, patches, *how)
@@ -199,6 +201,11 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {name} cannot be used here: {reason}; use auto or cpu") from error
     return device
+
+
+def in_precision(config: RunConfig, precision: Precision) -> RunConfig:
+    """The same run in this precision."""
+    return config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
 
 
 def read_config(run: Path) -> RunConfig:

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+
+Precision = Literal["bfloat16", "float32"]
+"""Of a forward pass: bfloat16 by autocast."""
 
 
 class Part(BaseModel):

@@ -17,6 +17,7 @@ from benchmarks import (
     masks,
     parity,
     peers,
+    precision,
     presets,
     step,
     theory,
@@ -48,6 +49,7 @@ DOCUMENTED = {
         time_to_accuracy.RESULTS: lambda: [
             time_to_accuracy.report(json.loads(time_to_accuracy.RESULTS.read_text())["rows"])
         ],
+        precision.RESULTS: lambda: [precision.report(json.loads(precision.RESULTS.read_text()))],
         masks.BEFORE: lambda: [masks.report(json.loads(masks.BEFORE.read_text()))],
     },
     "docs/results.md": {

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from cjepa.errors import DivergedError, InputError
 from cjepa.evaluation.pooling import LAST_LAYER, PoolingConfig, pooled
 from cjepa.evaluation.storage import FeatureStore, row_blocks
 from cjepa.models.pretrained import normalise
+from cjepa.types import Precision
 
 RESOLUTION = 1e-6
 """Deviations below this share of the features' size are float32 rounding, not content."""
@@ -64,7 +64,7 @@ def extract_features(
     std: tuple[float, float, float],
     *,
     device: torch.device,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "float32",
     batch_size: int = 256,
     workers: int = 0,
     patience: float = PATIENCE,

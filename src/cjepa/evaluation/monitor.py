@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ from cjepa.models import Model
 from cjepa.models.pretrained import normalise
 from cjepa.randomness import Stream, uniform_rows
 from cjepa.ranks import from_first, gather, rank, world_size
-from cjepa.types import Part
+from cjepa.types import Part, Precision
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Monitor:
         splits: Splits,
         stream: TrainingStream,
         device: torch.device,
-        precision: Literal["float32", "bfloat16"],
+        precision: Precision,
     ) -> None:
         self.config = config
         self.data = data

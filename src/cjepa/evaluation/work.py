@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from cjepa.data.loader import PATIENCE
+from cjepa.types import Precision
 
 
 @runtime_checkable
@@ -73,7 +74,7 @@ class Work:
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     batch_size: int = 256
     workers: int = 0
     patience: float = PATIENCE

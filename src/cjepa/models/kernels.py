@@ -6,7 +6,7 @@ The rules were found with benchmarks/peers.py and are explained in docs/performa
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,9 +14,36 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from cjepa.types import Precision
+
 SMALL = 2**24
 """Products of fewer multiplications stay where they are: choosing takes longer than it saves."""
 _CPU_INFO = Path("/proc/cpuinfo")
+
+
+def chosen_precision(wanted: Literal["auto"] | Precision, device: torch.device) -> Precision:
+    """What was asked for; where that is auto, bfloat16 on devices that compute it faster than float32."""
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if has_fast_bfloat16(device) else "float32"
+
+
+def precision_of_reading(trained: Literal["auto"] | Precision, device: torch.device) -> Precision:
+    """For what only reads the weights: that of their training, but never bfloat16 where that is slow."""
+    return "float32" if trained == "float32" else chosen_precision("auto", device)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for products in bfloat16; without them they take many times as long.
+
+    GPUs of NVIDIA from Ampere on, and processors with AVX512-BF16 or AMX. False for others, some of which may have
+    them, but on none of which that was measured.
+    """
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    has = torch.cpu.get_capabilities()
+    return device.type == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def takes_explicit_attention(query: Tensor) -> bool:

@@ -4,12 +4,15 @@ import logging
 from collections.abc import Collection
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel, ValidationError
 
 from cjepa.build import CONFIG, read_config
 from cjepa.config import RunConfig, differences
 from cjepa.data import Splits
 from cjepa.errors import InputError
+from cjepa.models.kernels import chosen_precision
+from cjepa.types import Precision
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +50,13 @@ def read_data(run: Path) -> About:
         return About()
     except (OSError, ValidationError) as error:
         raise InputError(f"{run / DATA} cannot be read; put it back, or start a new run in another folder") from error
+
+
+def precision_of(config: RunConfig, folder: Path, device: torch.device) -> Precision:
+    """That of the run in the folder, or of a new one on this device, where the config leaves it open."""
+    if config.training.precision == "auto" and (folder / CONFIG).exists():
+        config = read_config(folder)
+    return chosen_precision(config.training.precision, device)
 
 
 def refuse_another_config(config: RunConfig, folder: Path, allowed: Collection[str]) -> None:

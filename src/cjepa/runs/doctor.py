@@ -12,6 +12,7 @@ import torch
 
 from cjepa.build import CHECKPOINTS, read_config
 from cjepa.errors import InputError
+from cjepa.models.kernels import chosen_precision
 from cjepa.runs.continuing import read_data
 from cjepa.runs.pretraining import DIVERGED, LOG, MADE_WITH, UNREADABLE
 from cjepa.training.checkpoint import CheckpointStore
@@ -67,8 +68,9 @@ def _bfloat16() -> str:
     """How much faster matrix products are in bfloat16, measured, with what to do about it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gain = _seconds(torch.float32, device) / _seconds(torch.bfloat16, device)
-    advice = "keep the default" if gain > 1.2 else "training.precision=float32 is no slower here"
-    return f"matrix products are {gain:.1f} times as fast as in float32 on {device}: {advice}"
+    measured = f"{gain:.2g} times as fast as" if gain >= 1 else f"{1 / gain:.2g} times slower than"
+    taken = f"training.precision=auto takes {chosen_precision('auto', device)} here"
+    return f"matrix products are {measured} in float32 on {device}; {taken}"
 
 
 def _seconds(kind: torch.dtype, device: torch.device) -> float:

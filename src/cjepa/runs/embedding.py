@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -27,6 +27,7 @@ from cjepa.runs.sharding import data_of
 from cjepa.training.durable import replace
 from cjepa.training.interruption import Interruption
 from cjepa.training.progress import Progress
+from cjepa.types import Precision
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class EmbeddingJob:
     features: Features = "pooled"
     image_size: tuple[int, int] | None = None
     batch_size: int = 64
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)

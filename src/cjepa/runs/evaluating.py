@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cjepa.build import (
     When,
@@ -27,6 +27,7 @@ from cjepa.evaluation.labelled import LabelledImages
 from cjepa.evaluation.monitor import MonitorConfig
 from cjepa.evaluation.task import Task, Values
 from cjepa.evaluation.work import Work
+from cjepa.models.kernels import precision_of_reading
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.models.weights import Weights, holds_weights, open_weights
 from cjepa.ranks import collect, from_first, is_first, joined, rank
@@ -35,7 +36,7 @@ from cjepa.runs.labelled_images import open_labelled
 from cjepa.training.interruption import Interrupted, Interruption, stopping_at_once
 from cjepa.training.progress import Progress
 from cjepa.training.rows import RowLog, read_rows
-from cjepa.training.trainer import TrainingConfig
+from cjepa.types import Precision
 
 _log = logging.getLogger(__name__)
 
@@ -96,11 +97,13 @@ def evaluate_run(
     not as the run has them. Raises InputError without a run, a checkpoint or usable images, NoValidCheckpointError when
     no checkpoint verifies, StoppedEarly at a signal.
     """
-    with joined(choose_device(device), PATIENCE), stopping_at_once(_ADVICE):
+    chosen = choose_device(device)
+    with joined(chosen, PATIENCE), stopping_at_once(_ADVICE):
         subject = _subject(run, which, checkpoint, images, heads)
         work = replace(
             subject.work,
-            device=choose_device(device),
+            device=chosen,
+            precision=from_first(lambda: precision_of_reading(subject.trained_in, chosen)),
             batch_size=batch_size or subject.work.batch_size,
             workers=subject.work.workers if workers is None else workers,
         )
@@ -111,13 +114,14 @@ def evaluate_run(
 class _Subject:
     """An encoder to evaluate, and what its run, or its weights, say about how.
 
-    name: target or context. untrained: makes the random start of the same encoder. work: but for the device. results:
-    the file where they are kept.
+    name: target or context. trained_in: the precision, auto where that is not known. untrained: makes the random start
+    of the same encoder. work: but for device and precision. results: the file where they are kept.
     """
 
     name: Which
     step: int
     trained: PretrainedEncoder
+    trained_in: Literal["auto"] | Precision
     untrained: Callable[[], PretrainedEncoder]
     data: DataConfig
     seed: int
@@ -131,13 +135,14 @@ def _subject(run: Path, which: Which, checkpoint: When, images: Path | None, hea
         weights = open_weights(run, heads)
         data, seed = _data_of(weights, run, images), WEIGHTS_SEED
         untrained = partial(untrained_encoder, weights.config, weights.preparation, seed)
-        work = _work(data, TrainingConfig(), MonitorConfig(), seed, results.parent)
-        return _Subject(which, 0, PretrainedEncoder.of(weights, which), untrained, data, seed, work, results)
+        work = _work(data, MonitorConfig(), seed, results.parent)
+        return _Subject(which, 0, PretrainedEncoder.of(weights, which), "auto", untrained, data, seed, work, results)
     config, used = read_config(run), find_checkpoint(run, checkpoint)
     data = config.data if images is None else config.data.model_copy(update={"source": FolderConfig(path=images)})
-    work = _work(data, config.training, config.monitor, config.seed, results.parent)
+    work = _work(data, config.monitor, config.seed, results.parent)
     trained, untrained = build_encoder(config, used, which), partial(build_encoder, config, None)
-    return _Subject(which, used.step, trained, untrained, data, config.seed, work, results)
+    trained_in = config.training.precision
+    return _Subject(which, used.step, trained, trained_in, untrained, data, config.seed, work, results)
 
 
 def _data_of(weights: Weights, path: Path, images: Path | None) -> DataConfig:
@@ -151,9 +156,8 @@ def _data_of(weights: Weights, path: Path, images: Path | None) -> DataConfig:
         raise InputError(f"{path} says how images are to be prepared, which cannot be done: {error}") from error
 
 
-def _work(data: DataConfig, training: TrainingConfig, monitor: MonitorConfig, seed: int, scratch: Path) -> Work:
+def _work(data: DataConfig, monitor: MonitorConfig, seed: int, scratch: Path) -> Work:
     return Work(
-        precision=training.precision,
         batch_size=monitor.batch_size,
         workers=data.processes,
         patience=data.worker_timeout,

@@ -14,6 +14,7 @@ from cjepa.data import EvaluationImages, ImageSource, Splits, ViewsStream, label
 from cjepa.data.source import Subset
 from cjepa.evaluation.features import extract_features
 from cjepa.evaluation.monitor import labelled_splits, some_images
+from cjepa.models.kernels import precision_of_reading
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.objectives import TwoViewsConfig
 from cjepa.training.metrics import read_metrics
@@ -125,6 +126,6 @@ def pooled_features(
         config.data.mean,
         config.data.std,
         device=device,
-        precision=config.training.precision,
+        precision=precision_of_reading(config.training.precision, device),
         batch_size=config.monitor.batch_size,
     )

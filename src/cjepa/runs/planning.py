@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cjepa.build import build_trainer, choose_device, engine_for, footprint_of, sampler_of
+from cjepa.build import build_trainer, choose_device, engine_for, footprint_of, in_precision, sampler_of
 from cjepa.config import RunConfig
 from cjepa.errors import InputError
 from cjepa.objectives import AnyObjectiveConfig, IJepaConfig, TwoViewsConfig
@@ -79,15 +79,17 @@ def plan(config: RunConfig, device: str, ranks: int, images: int | None) -> Plan
     memory = _known(device)
     here = None if memory else choose_device(device)
     kind = "cuda" if here is None else here.type
+    fastest = DENSE.get(device.removeprefix("cuda:"))
+    if here is None and config.training.precision == "auto":
+        config = in_precision(config, "bfloat16" if fastest else "float32")
     seconds, process = None, CUDA_CONTEXT
     if here is not None:
         process = _loaded(config, here)
         seconds = _seconds_per_image(config, here)
     available = memory or device_memory(here or torch.device("cpu"))
     needs, share = footprint_of(config, kind), batch // ranks
-    if here is None and config.training.precision == "bfloat16":
-        fastest = DENSE.get(device.removeprefix("cuda:"))
-        seconds = needs.operations / fastest if fastest else None
+    if here is None and fastest and config.training.precision == "bfloat16":
+        seconds = needs.operations / fastest
     engine, shards = engine_for(config, needs, ranks, USABLE * available - process)
     fitting = needs.micro_batch(share, USABLE * available - process, shards)
     micro = min(config.training.micro_batch or fitting, share)

@@ -6,20 +6,22 @@ import logging
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from cjepa.build import CONFIG, build_probe, build_stream, build_trainer, choose_device, start_weights
+from cjepa.build import CONFIG, build_probe, build_stream, build_trainer, choose_device, in_precision, start_weights
 from cjepa.config import RunConfig, dump_yaml
 from cjepa.data import Splits, TrainingStream, ViewsStream, device_images, iterate, open_source
 from cjepa.errors import InputError
 from cjepa.evaluation.monitor import Monitor
 from cjepa.models import Model
+from cjepa.models.kernels import has_fast_bfloat16
 from cjepa.ranks import collect, from_first, joined, local_rank, slots, world_size
 from cjepa.runs.caching import CACHE, cached, remove_cache
-from cjepa.runs.continuing import DATA, refuse_another_config, refuse_other_images
+from cjepa.runs.continuing import DATA, precision_of, refuse_another_config, refuse_other_images
 from cjepa.runs.gathering import Gathered
 from cjepa.runs.recording import Recorder
 from cjepa.runs.waiting import Waiting
@@ -70,7 +72,8 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
     device, run = choose_device(config.training.device), RunFolder(folder)
     with joined(device), stopping_at_once("the same command continues"), _held(run):
         slots(config.training.batch_size)  # refuses a batch that cannot be dealt out, before anything starts
-        from_first(lambda: refuse_another_config(config, folder, allow_change))
+        config = in_precision(config, from_first(partial(precision_of, config, folder, device)))
+        from_first(partial(refuse_another_config, config, folder, allow_change))
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         splits = open_source(config.data, config.seed)
@@ -82,7 +85,7 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
         from_first(store.remove_leftovers)
         _announce(config, splits, trainer, folder)
         probe = build_probe(config, splits)
-        monitor = Monitor(config.monitor, config.data, splits, probe, device, config.training.precision)
+        monitor = Monitor(config.monitor, config.data, splits, probe, device, trainer.precision)
         verdict = None
         while verdict is None:
             checkpoint = from_first(store.newest)
@@ -195,11 +198,17 @@ def _announce(config: RunConfig, splits: Splits, trainer: Trainer, folder: Path)
         trainer.total_steps,
         training.batch_size,
         training.epochs,
-        training.precision,
+        trainer.precision,
         trainer.device,
         threads,
         ranks,
     )
+    if trainer.precision == "bfloat16" and not has_fast_bfloat16(trainer.device):
+        _log.warning(
+            "%s has no instructions for bfloat16: a step may take many times as long as in float32; for a new run "
+            "set training.precision=auto",
+            trainer.device,
+        )
     _log.info("run folder: %s", folder)
 
 

@@ -18,6 +18,7 @@ from cjepa.evaluation.monitor import Monitor, Seen
 from cjepa.evaluation.representation import dimension_std, singular_values
 from cjepa.models import Model
 from cjepa.models.attention import attention_received
+from cjepa.models.kernels import precision_of_reading
 from cjepa.models.pretrained import normalise
 from cjepa.models.vit import VisionTransformer
 from cjepa.runs.report import REPORT, TIMING, stop_refreshing, write_live_report
@@ -251,7 +252,8 @@ def record_checkpoints(run: Path, config: RunConfig) -> None:
     device = choose_device("auto")
     splits = open_source(config.data, config.seed)
     stream = build_stream(config, splits)
-    monitor = Monitor(config.monitor, config.data, splits, stream, device, config.training.precision)
+    precision = precision_of_reading(config.training.precision, device)
+    monitor = Monitor(config.monitor, config.data, splits, stream, device, precision)
     model, start = build_model(config), start_weights(config)
     if start is not None:
         model.encoder.load_state_dict(start.context)

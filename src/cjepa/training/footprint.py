@@ -11,12 +11,12 @@ tests/training/test_footprint.py and benchmarks/footprint.py compare this with w
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 from cjepa.models import EncoderConfig, ModelConfig
 from cjepa.models.predictor import PredictorConfig
 from cjepa.models.vit import CHANNELS
 from cjepa.objectives.projector import ProjectorConfig
+from cjepa.types import Precision
 
 FLOAT = 4
 """Bytes of weights, moments, average and statistics, whatever the arithmetic of the forward pass."""
@@ -77,7 +77,7 @@ def footprint(
     model: ModelConfig,
     projector: ProjectorConfig | None,
     lengths: Lengths,
-    precision: Literal["bfloat16", "float32"],
+    precision: Precision,
     fused: bool,
     recompute: bool = False,
 ) -> Footprint:
@@ -139,7 +139,7 @@ def views_footprint(
     projector: ProjectorConfig,
     hidden: int | None,
     patches: int,
-    precision: Literal["bfloat16", "float32"],
+    precision: Precision,
     fused: bool,
     recompute: bool = False,
 ) -> Footprint:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cjepa.errors import InputError, StoppedEarly, WorkerError
 from cjepa.models import Model
 from cjepa.models.blocks import Block
+from cjepa.models.kernels import chosen_precision
 from cjepa.objectives import Objective
 from cjepa.ranks import from_first, world_size
 from cjepa.training.agreement import in_step, refuse_drift
@@ -32,7 +33,7 @@ from cjepa.training.spikes import SpikesConfig
 from cjepa.training.state import Progressed, Reason, Taken
 from cjepa.training.watchdog import Watchdog
 from cjepa.training.whole_state import restore_weights, restore_whole_moments, whole_moments, whole_weights
-from cjepa.types import Batch, Loss, Part
+from cjepa.types import Batch, Loss, Part, Precision
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +52,9 @@ class TrainingConfig(Part):
     """AdamW and its schedules."""
     momentum: MomentumConfig = Field(default_factory=lambda: MomentumConfig())
     """Momentum of the target encoder's moving average."""
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """Arithmetic of the forward pass (autocast); weights, targets' average, losses and statistics stay float32."""
+    precision: Literal["auto"] | Precision = "auto"
+    """Arithmetic of the forward pass (autocast); weights, targets' average, losses and statistics stay float32. auto:
+    bfloat16 where the device has instructions for it, else float32; a run keeps what it began with."""
     device: str = "auto"
     """Where to train: auto (a GPU if any), cpu, cuda, cuda:1, mps (untested); of several ranks each has its own GPU."""
     parallel: Parallel = "auto"
@@ -130,7 +132,8 @@ class Trainer:
                 assert isinstance(block, Block)
                 block.recompute = config.checkpoint_activations
         engine = start_engine(config.parallel, self.model, self.objective, device)
-        bfloat16 = config.precision == "bfloat16"
+        self.precision = chosen_precision(config.precision, device)
+        bfloat16 = self.precision == "bfloat16"
         self.batch_loss = BatchLoss(
             self.model, self.objective, self._prepared, engine, device, bfloat16, config.micro_batch
         )
