@@ -326,6 +326,7 @@ def test_bad_input_is_refused_before_any_work(weights: Path, images: Path, tmp_p
             [weights, images, "--out", tmp_path / "e.npy", "--image-size", "15"],
             "must be multiples of the patches' 4 px",
         ),
+        ([weights, images, "--out", tmp_path / "e.npy", "--image-size", "48000"], "both sides must be at most 8192"),
         ([weights, images, "--out", tmp_path / "e.npy", "--image-size", "big"], "write a side in pixels"),
         ([weights, images, "--out", tmp_path / "e.npy", "--features", "all"], "it is one of pooled, patches, both"),
         ([tmp_path, images, "--out", tmp_path / "e.npy"], "is not a run folder"),

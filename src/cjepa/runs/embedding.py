@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from cjepa.build import When, Which, choose_device, load_encoder
-from cjepa.data import ImageSource, open_source
+from cjepa.data import MOST_SIDE, ImageSource, open_source
 from cjepa.data.every_image import EveryImage, ImageBatch, iterate_every
 from cjepa.data.source import Joined
 from cjepa.embedding import Column, Features, Format, RowStore, format_of, write
@@ -115,6 +115,8 @@ def _source(images: Path) -> ImageSource:
 
 def _columns(encoder: PretrainedEncoder, size: tuple[int, int], features: Features) -> list[Column]:
     patch = encoder.patch_size
+    if max(size) > MOST_SIDE:
+        raise InputError(f"image size {size[0]} x {size[1]}: both sides must be at most {MOST_SIDE} px")
     if size[0] % patch or size[1] % patch:
         raise InputError(f"image size {size[0]} x {size[1]}: both sides must be multiples of the patches' {patch} px")
     pooled = Column("pooled", (encoder.width,))
