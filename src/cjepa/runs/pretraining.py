@@ -18,6 +18,7 @@ from cjepa.errors import InputError
 from cjepa.evaluation.monitor import Monitor
 from cjepa.models import Model
 from cjepa.ranks import collect, from_first, joined, local_rank, slots, world_size
+from cjepa.runs.advice import advised
 from cjepa.runs.caching import CACHE, cached, remove_cache
 from cjepa.runs.continuing import DATA, refuse_another_config, refuse_other_images
 from cjepa.runs.gathering import Gathered
@@ -99,7 +100,13 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
             remove_cache(folder)
         done = trainer.progress
         return Outcome(
-            folder, verdict, monitor.quality, done.untrained, done.latest, done.best_step, trainer.total_steps
+            folder,
+            advised(verdict, config),
+            monitor.quality,
+            done.untrained,
+            done.latest,
+            done.best_step,
+            trainer.total_steps,
         )
 
 
