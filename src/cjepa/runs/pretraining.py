@@ -25,7 +25,7 @@ from cjepa.runs.gathering import Gathered
 from cjepa.runs.recording import Recorder
 from cjepa.runs.waiting import Waiting
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
-from cjepa.training.device_memory import device_memory
+from cjepa.training.device_memory import device_memory, enough_memory
 from cjepa.training.divergence import RolledBack
 from cjepa.training.environment import describe_environment, essentials
 from cjepa.training.health import Verdict
@@ -43,6 +43,11 @@ _log = logging.getLogger(__name__)
 LOG, UNREADABLE, DIVERGED, START = "train.log", "unreadable.jsonl", "diverged", "start.json"
 MADE_WITH = "made_with"
 """Key of a checkpoint's state: versions, device and threads."""
+
+_SMALLER_STEP = (
+    "lower training.micro_batch or set training.checkpoint_activations=true, which may change on the way; the command "
+    "then continues from the last checkpoint"
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
     and IMAGES.
     """
     device, run = choose_device(config.training.device), RunFolder(folder)
-    with joined(device), stopping_at_once("the same command continues"), _held(run):
+    with joined(device), stopping_at_once("the same command continues"), _held(run), enough_memory(_SMALLER_STEP):
         slots(config.training.batch_size)  # refuses a batch that cannot be dealt out, before anything starts
         from_first(lambda: refuse_another_config(config, folder, allow_change))
         if config.training.threads is not None:

@@ -19,6 +19,7 @@ from cjepa.ranks import from_first, world_size
 from cjepa.training.agreement import in_step, refuse_drift
 from cjepa.training.batch_loss import BatchLoss, on_host
 from cjepa.training.checkpoint import Checkpoint
+from cjepa.training.device_memory import enough_memory
 from cjepa.training.divergence import Trouble, all_finite, diverged, go_back, remedies
 from cjepa.training.health import Record, Verdict, judge
 from cjepa.training.interruption import Interrupted, Interruption
@@ -38,6 +39,8 @@ _log = logging.getLogger(__name__)
 
 FEW_IMAGES = 100
 """The share of unreadable images is judged once this many were seen."""
+
+_SMALLER_EVALUATION = "lower monitor.batch_size, with --allow-change monitor.batch_size, and the run continues"
 
 
 class TrainingConfig(Part):
@@ -345,7 +348,7 @@ class Trainer:
 
     def _evaluate(self, monitor: Measures, records: Records, interruption: Interruption) -> bool:
         """Measure, remember and write; True if this is the best so far."""
-        with interruption.promptly():
+        with interruption.promptly(), enough_memory(_SMALLER_EVALUATION):
             values = dict(monitor.measure(self.model))
         progress = self.progress
         progress.evaluated = progress.step
