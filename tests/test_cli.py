@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 from typer.testing import CliRunner, Result
 
@@ -17,9 +18,14 @@ from cjepa import __version__, runs
 from cjepa.cli import app
 from cjepa.config import RunConfig, describe_keys, parse, read_yaml
 from cjepa.config.presets import preset_names, resolve
+from cjepa.evaluation.monitor import Monitor
+from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.training.metrics import read_metrics
 from cjepa.training.rows import read_rows
 from cjepa.training.run_folder import RunFolder
+from cjepa.training.state import Taken
+from cjepa.training.trainer import Trainer
+from cjepa.types import Batch
 from tests.tiny_runs import TINY, write_config, write_images
 
 
@@ -347,6 +353,50 @@ def test_unexpected_errors_keep_their_traceback(tmp_path: Path, monkeypatch: pyt
     assert "error: " not in result.output
 
 
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity")
+
+
+def test_a_run_without_memory_says_what_to_lower_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path, images: Path
+) -> None:
+    original = Trainer.take_step
+
+    def fail(self: Trainer, batch: Batch) -> Taken:
+        if self.progress.step == 2:
+            raise OUT_OF_MEMORY
+        return original(self, batch)
+
+    command = ("pretrain", tiny, f"data={images}", "training.checkpoint_every=0.4", "--out", tmp_path / "run")
+    monkeypatch.setattr(Trainer, "take_step", fail)
+    refused(cjepa(*command), "out of memory (20.00 GiB could not be had); lower training.micro_batch")
+    monkeypatch.setattr(Trainer, "take_step", original)
+    result = cjepa(*command, "training.micro_batch=8")
+    assert result.exit_code == 0, result.output
+    assert "continuing after step 2 of 3" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_an_evaluation_of_a_run_without_memory_has_a_key_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path, images: Path
+) -> None:
+    def fail(*_: object) -> None:
+        raise OUT_OF_MEMORY
+
+    command = ("pretrain", tiny, f"data={images}", "--out", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Monitor, "measure", fail)
+        refused(cjepa(*command), "lower monitor.batch_size, with --allow-change monitor.batch_size")
+    result = cjepa(*command, "monitor.batch_size=16", "--allow-change", "monitor.batch_size")
+    assert result.exit_code == 0, result.output
+
+
+def test_evaluate_without_memory_says_what_to_lower(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OUT_OF_MEMORY
+
+    monkeypatch.setattr(PretrainedEncoder, "forward", fail)
+    refused(cjepa("evaluate", "knn", run, "k=[3]"), "out of memory (20.00 GiB could not be had); lower --batch-size")
+
+
 def test_ctrl_c_outside_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -442,6 +492,9 @@ def test_other_protocols_checkpoints_and_encoders_are_other_lines(run: Path) -> 
         (("kn",), "there is no evaluation kn; it is one of knn, linear"),
         (("knn", "kk=[3]"), "unknown key kk; did you mean k?"),
         (("knn", "k=[0]"), "k[0]: must be greater than 0, got 0"),
+        (("segmentation", "data=DIR", "window=48000"), "window: must be at most 8192, got 48000"),
+        (("detection", "data=DIR", "size=48000"), "size: must be at most 8192, got 48000"),
+        (("video", "data=DIR", "shorter_side=48000"), "shorter_side: must be at most 8192, got 48000"),
         (("knn", "--encoder", "both"), "--encoder both: it is one of target, context"),
         (("knn", "--checkpoint", "first"), "--checkpoint first: it is one of last, best"),
         (("knn", "--images", "nowhere"), "nowhere does not exist"),

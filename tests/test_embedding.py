@@ -225,6 +225,36 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert embed_images(weights, images, tmp_path / "e.npy", job, device="cpu").computed == 25
 
 
+@pytest.mark.parametrize(("good", "rest"), [(0, 49), (2, None)])
+def test_without_memory_it_says_what_to_lower(
+    weights: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: int, rest: int | None
+) -> None:
+    """A smaller batch begins at once where no row was kept; kept ones are never thrown away unasked."""
+    from cjepa.runs import embedding
+
+    original, calls = embedding._begin, []
+
+    def fail(*given: object) -> object:
+        calls.append(1)
+        if len(calls) > good:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0")
+        return original(*given)  # type: ignore[arg-type]
+
+    command = ("embed", weights, images, "--out", tmp_path / "e.npy", "--device", "cpu", "--batch-size")
+    monkeypatch.setattr(embedding, "_begin", fail)
+    monkeypatch.setattr(embedding, "SYNC_SECONDS", -1.0)
+    result = cjepa(*command, 8)
+    assert result.exit_code == 2, result.output
+    assert "out of memory (20.00 GiB could not be had); lower --batch-size" in " ".join(result.output.split())
+    monkeypatch.setattr(embedding, "_begin", original)
+    smaller = EmbeddingJob(batch_size=4)
+    if rest is None:
+        with pytest.raises(InputError, match=r"with other options \(they differ in: batch_size\)"):
+            embed_images(weights, images, tmp_path / "e.npy", smaller, device="cpu")
+    else:
+        assert embed_images(weights, images, tmp_path / "e.npy", smaller, device="cpu").computed == rest
+
+
 def test_a_part_of_other_weights_or_images_is_begun_anew(
     weights: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -326,6 +356,7 @@ def test_bad_input_is_refused_before_any_work(weights: Path, images: Path, tmp_p
             [weights, images, "--out", tmp_path / "e.npy", "--image-size", "15"],
             "must be multiples of the patches' 4 px",
         ),
+        ([weights, images, "--out", tmp_path / "e.npy", "--image-size", "48000"], "both sides must be at most 8192"),
         ([weights, images, "--out", tmp_path / "e.npy", "--image-size", "big"], "write a side in pixels"),
         ([weights, images, "--out", tmp_path / "e.npy", "--features", "all"], "it is one of pooled, patches, both"),
         ([tmp_path, images, "--out", tmp_path / "e.npy"], "is not a run folder"),

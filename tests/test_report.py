@@ -342,8 +342,17 @@ def test_a_predictor_that_is_not_the_paper_s_is_called_so(attention: str, text: 
 
 def test_a_run_that_diverged_is_called_so() -> None:
     rows = [{"step": 4, "split": "train", "loss": float("nan")}]
-    assert judgement_of(rows, "knn_20_centred", 10, 10).state == "diverged"
-    assert judgement_of([], "knn_20_centred", 10, 10).state == "too early"
+    found = judgement_of(resolve("demo"), rows, "knn_20_centred", 10, 10)
+    assert found.state == "diverged"
+    assert "training.optimizer.clip_gradient=1" in found.advice
+    assert judgement_of(resolve("demo"), [], "knn_20_centred", 10, 10).state == "too early"
+
+
+def test_a_run_that_diverged_is_not_told_what_it_had() -> None:
+    rows = [{"step": 4, "split": "train", "loss": float("nan")}]
+    had = ["training.optimizer.clip_gradient=0.5", "training.precision=float32"]
+    advice = judgement_of(resolve("demo", had), rows, "knn_20_centred", 10, 10).advice
+    assert advice == "In a new run lower training.optimizer.learning_rate.peak."
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(12.4, "12 s"), (200.0, "3 min 20 s"), (14700.0, "4 h 05 min")])

@@ -1,7 +1,8 @@
 """The command line: thin, every command parses its arguments, calls cjepa.runs and prints what that returns.
 
-Exit codes are those of cjepa.errors: 0 done, 2 bad input or configuration, 3 diverged, 4 checkpoints exist but none is
-valid, 75 stopped early and resumable. torch is imported inside the commands, so that `cjepa --help` answers at once.
+Exit codes are those of cjepa.errors: 0 done, 2 bad input or configuration or too little memory for it, 3 diverged, 4
+checkpoints exist but none is valid, 75 stopped early and resumable. torch is imported inside the commands, so that
+`cjepa --help` answers at once.
 """
 
 import errno

@@ -13,6 +13,12 @@ class InputError(CjepaError, ValueError):
     exit_code = 2
 
 
+class OutOfMemoryError(CjepaError):
+    """The device or the machine has too little memory: what was saved is untouched, and less at once may fit."""
+
+    exit_code = 2
+
+
 class DivergedError(CjepaError):
     """Loss or gradients stayed non-finite: the last good checkpoint is still there."""
 

@@ -26,7 +26,6 @@ def test_more_accuracy_than_untrained_is_healthy() -> None:
     verdict = judge(GOOD)
     assert verdict.state == "healthy"
     assert "knn 55.0 against 40.0 before training" in str(verdict)
-    assert not verdict.advice
 
 
 @pytest.mark.parametrize("values", [{"effective_rank": 1.2}, {"spread": 0.04}])
@@ -62,18 +61,6 @@ def test_a_gain_within_noise_is_not_learning() -> None:
     assert judge(changed(knn=40.0 + 0.9 * noise)).state == "not learning"
     assert judge(changed(knn=40.0 + 1.1 * noise)).state == "healthy"
     assert "50 % of what varies" in judge(changed(knn=40.0)).evidence
-
-
-@pytest.mark.parametrize("state", ["collapse", "partial collapse", "not learning"])
-def test_every_bad_verdict_says_what_to_change(state: str) -> None:
-    bad = {
-        "collapse": {"spread": 0.0},
-        "partial collapse": {"effective_rank": 5.0, "knn": 40.0},
-        "not learning": {"knn": 40.0},
-    }
-    verdict = judge(changed(**bad[state]))
-    assert verdict.state == state
-    assert "objective=cjepa-context" in verdict.advice
 
 
 def test_standard_error_of_a_difference() -> None:

@@ -4,7 +4,7 @@ from typing import assert_never
 
 from cjepa.data.arrays import ArraySource
 from cjepa.data.cache import CachedSource
-from cjepa.data.config import DataConfig, SourceConfig
+from cjepa.data.config import MOST_SIDE, DataConfig, SourceConfig
 from cjepa.data.decoding import UnreadableImageError, decode
 from cjepa.data.demo import DemoConfig, open_demo
 from cjepa.data.device_crops import DeviceImages, device_images
@@ -23,6 +23,7 @@ from cjepa.data.views import ViewsStream
 LIST_EXTENSIONS = (".txt", ".tsv", ".lst")
 
 __all__ = [
+    "MOST_SIDE",
     "NO_LABEL",
     "ArraySource",
     "CachedSource",

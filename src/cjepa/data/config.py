@@ -27,7 +27,9 @@ SourceConfig = Annotated[
 
 _MOST_WORKERS = 8
 
-Side = Annotated[int, Field(ge=4, le=8192)]
+MOST_SIDE = 8192
+"""Pixels of a side that an encoder is shown at most; more is a slip that takes all memory."""
+Side = Annotated[int, Field(ge=4, le=MOST_SIDE)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, lt=float("inf"))]
 Channel = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -29,6 +29,12 @@ class Column:
         return int(np.prod(self.shape)) * TYPE.itemsize
 
 
+def rows_kept(folder: Path) -> int:
+    """How many rows of a folder count."""
+    path = folder / DONE
+    return int(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else 0
+
+
 class RowStore:
     """A folder with one raw little-endian float32 file for each column, and how many rows of them count."""
 
@@ -36,7 +42,7 @@ class RowStore:
         self.folder = folder
         self.columns = tuple(columns)
         self.names = names
-        self.done = self._read_done()
+        self.done = rows_kept(folder)
         self._files = {column.name: self._open(column) for column in self.columns}
         self._cut_unreadable()
 
@@ -84,10 +90,6 @@ class RowStore:
         path = self.folder / UNREADABLE
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
-
-    def _read_done(self) -> int:
-        path = self.folder / DONE
-        return int(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else 0
 
     def _open(self, column: Column) -> Any:
         """The raw file, cut back to the rows that count: what a kill left behind them is written again."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 from torch.utils.data import Dataset
 
-from cjepa.data import DataConfig
+from cjepa.data import MOST_SIDE, DataConfig
 from cjepa.data.order import sample_at
 from cjepa.errors import InputError
 from cjepa.evaluation.batches import steps_of
@@ -39,7 +39,7 @@ class DetectionConfig(Part):
     """Mask R-CNN."""
     data: Path
     """COCO's folder: train2017, val2017, annotations/instances_{train2017,val2017}.json; or named train and val."""
-    size: int | None = Field(None, ge=16)
+    size: int | None = Field(None, ge=16, le=MOST_SIDE)
     """Side of the squares that images are fitted into (ViTDet: 1024); by default the encoder's training size."""
     epochs: float = Field(25.0, gt=0)
     """Passes over the training images (ViTDet: 100)."""

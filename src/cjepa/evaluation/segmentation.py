@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torch.utils.data import Dataset
 
-from cjepa.data import DataConfig
+from cjepa.data import MOST_SIDE, DataConfig
 from cjepa.data.order import sample_at
 from cjepa.errors import InputError
 from cjepa.evaluation.batches import steps_of
@@ -63,7 +63,7 @@ class SegmentationConfig(Part):
     """Whether classes count from 1 and 0 means no class; by default only in ADE20K's layout."""
     shorter_side: int | None = Field(None, ge=8)
     """Pixels of the images' shorter side while they are looked at; scores are at the masks' own size."""
-    window: int | None = Field(None, ge=4)
+    window: int | None = Field(None, ge=4, le=MOST_SIDE)
     """Side of the square windows that the encoder sees; by default the size that it was trained with."""
     stride: float = Field(2 / 3, gt=0, le=1)
     """Distance of neighbouring windows at inference as a share of their side."""

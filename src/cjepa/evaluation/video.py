@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize, one_hot
 
-from cjepa.data import DataConfig
+from cjepa.data import MOST_SIDE, DataConfig
 from cjepa.evaluation.davis import Sequence, open_davis
 from cjepa.evaluation.davis_scores import VOID, object_scores, summary
 from cjepa.evaluation.fingerprint import fingerprint_of
@@ -37,7 +37,7 @@ class VideoConfig(Part):
     """Which list of ImageSets/2017 names the sequences."""
     resolution: str = "480p"
     """Which folder of JPEGImages and Annotations is read."""
-    shorter_side: int | None = Field(480, ge=16)
+    shorter_side: int | None = Field(480, ge=16, le=MOST_SIDE)
     """Pixels of the frames' shorter side while they are looked at, rounded to whole patches; null for their own."""
     context: int = Field(7, ge=0)
     """Earlier frames that are looked at besides the first one."""

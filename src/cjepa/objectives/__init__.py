@@ -15,6 +15,7 @@ from cjepa.objectives.two_views import Simsiam, SimsiamConfig, TwoViewsConfig, V
 
 __all__ = [
     "AnyObjectiveConfig",
+    "BothConfig",
     "CJepaConfig",
     "ContextConfig",
     "IJepaConfig",

@@ -16,14 +16,15 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from cjepa.build import When, Which, choose_device, load_encoder
-from cjepa.data import ImageSource, open_source
+from cjepa.data import MOST_SIDE, ImageSource, open_source
 from cjepa.data.every_image import EveryImage, ImageBatch, iterate_every
 from cjepa.data.source import Joined
 from cjepa.embedding import Column, Features, Format, RowStore, format_of, write
-from cjepa.embedding.store import JOB
+from cjepa.embedding.store import JOB, rows_kept
 from cjepa.errors import DivergedError, InputError, StoppedEarly, StorageError
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.runs.sharding import data_of
+from cjepa.training.device_memory import enough_memory
 from cjepa.training.durable import replace
 from cjepa.training.interruption import Interruption
 from cjepa.training.progress import Progress
@@ -35,6 +36,7 @@ SYNC_SECONDS = 5.0
 """Seconds of work that a kill may cost."""
 LOCK = ".lock"
 _FAILED_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE)
+_SMALLER = "lower --batch-size or --image-size"
 _INPUTS = ("weights", "preparation", "images", "fingerprint")
 """What of a part's description is no option of the command."""
 
@@ -80,7 +82,8 @@ def embed_images(
     Row i is image i in the order of the source; an unreadable image has NaN (null in .parquet) and a line in
     OUT.unreadable.jsonl. Rows are kept in .OUT.part beside OUT: after a kill or Ctrl-C the same command goes on there
     and ends with the same bytes; a part of other weights or images is begun anew. OUT appears when it is complete.
-    Raises InputError for bad input, StoppedEarly after a signal and StorageError after a failed write.
+    Raises InputError for bad input, StoppedEarly after a signal, StorageError after a failed write and
+    OutOfMemoryError where a batch is too large.
     """
     format_ = format_of(out)
     if out.exists():
@@ -91,7 +94,7 @@ def embed_images(
     size = job.image_size or encoder.image_size
     columns = _columns(encoder, size, job.features)
     part = out.with_name(f".{out.name}.part")
-    with _locked(part):
+    with _locked(part), enough_memory(_SMALLER):
         _claim(part, _description(encoder, source, size, job, chosen))
         store = RowStore(part, columns, source.names)
         batches = EveryImage(source, size, encoder.evaluation_crop, job.batch_size)
@@ -116,6 +119,8 @@ def _source(images: Path) -> ImageSource:
 
 def _columns(encoder: PretrainedEncoder, size: tuple[int, int], features: Features) -> list[Column]:
     patch = encoder.patch_size
+    if max(size) > MOST_SIDE:
+        raise InputError(f"image size {size[0]} x {size[1]}: both sides must be at most {MOST_SIDE} px")
     if size[0] % patch or size[1] % patch:
         raise InputError(f"image size {size[0]} x {size[1]}: both sides must be multiples of the patches' {patch} px")
     pooled = Column("pooled", (encoder.width,))
@@ -158,7 +163,7 @@ def _locked(part: Path) -> Iterator[None]:
 
 def _claim(part: Path, description: dict[str, Any]) -> None:
     """Make the part folder one of these embeddings. What it holds of other weights or images is of no use and goes;
-    of the same ones with other options it is refused, since it may be hours of work and the options a slip."""
+    rows of the same ones with other options are refused, since they may be hours of work and the options a slip."""
     path = part / JOB
     before = _read_job(path)
     changed = [key for key in description if before.get(key) != description[key]]
@@ -171,7 +176,7 @@ def _claim(part: Path, description: dict[str, Any]) -> None:
         for each in part.iterdir():
             if each.name != LOCK:
                 each.unlink()
-    elif path.exists() and changed:
+    elif changed and rows_kept(part):
         raise InputError(
             f"{part} holds a part of embeddings with other options (they differ in: {', '.join(changed)}); repeat that "
             "command to go on, or remove the folder to begin anew"

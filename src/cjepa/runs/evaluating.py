@@ -33,6 +33,7 @@ from cjepa.models.weights import Weights, holds_weights, open_weights
 from cjepa.ranks import collect, from_first, is_first, joined, rank
 from cjepa.runs.keeping import RunKeeper
 from cjepa.runs.labelled_images import open_labelled
+from cjepa.training.device_memory import enough_memory
 from cjepa.training.interruption import Interrupted, Interruption, stopping_at_once
 from cjepa.training.progress import Progress
 from cjepa.training.rows import RowLog, read_rows
@@ -46,6 +47,7 @@ PATIENCE = timedelta(days=30)
 WEIGHTS_SEED = 0
 """Of the random start that weights without a run are compared with, and of heads that are trained on them."""
 _ADVICE = "the same command continues"
+_SMALLER = "lower --batch-size, or the key batch_size of an evaluation that trains; what was measured is kept"
 RAW_PIXELS, COLOUR_STATISTICS, UNTRAINED = "raw pixels", "colour statistics", "untrained"
 
 
@@ -95,10 +97,10 @@ def evaluate_run(
     evaluations that name no data of their own. comparisons: also what it has to beat. heads: as cjepa.load_encoder
     takes them. batch_size, workers: images per forward pass of a frozen encoder, and processes that load them, where
     not as the run has them. Raises InputError without a run, a checkpoint or usable images, NoValidCheckpointError when
-    no checkpoint verifies, StoppedEarly at a signal.
+    no checkpoint verifies, StoppedEarly at a signal, OutOfMemoryError where a batch is too large.
     """
     chosen = choose_device(device)
-    with joined(chosen, PATIENCE), stopping_at_once(_ADVICE):
+    with joined(chosen, PATIENCE), stopping_at_once(_ADVICE), enough_memory(_SMALLER):
         subject = _subject(run, which, checkpoint, images, heads)
         work = replace(
             subject.work,

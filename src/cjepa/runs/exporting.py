@@ -21,6 +21,7 @@ from cjepa.export import AnyExport, Export, export_encoder
 from cjepa.export.card import Card, Table, number, render_card
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.models.weights import holds_weights
+from cjepa.runs.advice import advised
 from cjepa.runs.continuing import DATA
 from cjepa.runs.evaluating import UNTRAINED, WEIGHTS_SEED, encoder_digest, results_path
 from cjepa.runs.pretraining import START
@@ -79,7 +80,7 @@ def card_of(
         ),
         data=_data_lines(path, run_config),
         results=[*_monitored(path, step), *results],
-        health=_health(path),
+        health=_health(path, run_config),
         reproduce=_reproduce(path),
         recipe=dump_yaml(_without_folders(run_config)).strip(),
         licence=licence,
@@ -161,7 +162,7 @@ def _features(row: dict[str, Any]) -> str:
     return f"{encoder}, step {row['step']}" if row["step"] else str(encoder)
 
 
-def _health(run: Path) -> str:
+def _health(run: Path, config: RunConfig) -> str:
     """The verdict on the last evaluation, as the run gave it."""
     data, rows = read_object(run / DATA), _evaluated(run)
     quality, tested, steps = data.get("quality"), data.get("tested"), data.get("steps")
@@ -178,7 +179,7 @@ def _health(run: Path) -> str:
             rows[-1]["step"] / steps,
         )
     )
-    return f"{verdict} (measured on {tested} images at step {rows[-1]['step']} of {steps})"
+    return f"{advised(verdict, config)} (measured on {tested} images at step {rows[-1]['step']} of {steps})"
 
 
 def _reproduce(run: Path) -> list[str]:

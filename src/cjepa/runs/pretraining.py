@@ -20,13 +20,14 @@ from cjepa.evaluation.monitor import Monitor
 from cjepa.models import Model
 from cjepa.models.kernels import has_fast_bfloat16
 from cjepa.ranks import collect, from_first, joined, local_rank, slots, world_size
+from cjepa.runs.advice import advised
 from cjepa.runs.caching import CACHE, cached, remove_cache
 from cjepa.runs.continuing import DATA, precision_of, refuse_another_config, refuse_other_images
 from cjepa.runs.gathering import Gathered
 from cjepa.runs.recording import Recorder
 from cjepa.runs.waiting import Waiting
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
-from cjepa.training.device_memory import device_memory
+from cjepa.training.device_memory import device_memory, enough_memory
 from cjepa.training.divergence import RolledBack
 from cjepa.training.environment import describe_environment, essentials
 from cjepa.training.health import Verdict
@@ -44,6 +45,11 @@ _log = logging.getLogger(__name__)
 LOG, UNREADABLE, DIVERGED, START = "train.log", "unreadable.jsonl", "diverged", "start.json"
 MADE_WITH = "made_with"
 """Key of a checkpoint's state: versions, device and threads."""
+
+_SMALLER_STEP = (
+    "lower training.micro_batch or set training.checkpoint_activations=true, which may change on the way; the command "
+    "then continues from the last checkpoint"
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
     and IMAGES.
     """
     device, run = choose_device(config.training.device), RunFolder(folder)
-    with joined(device), stopping_at_once("the same command continues"), _held(run):
+    with joined(device), stopping_at_once("the same command continues"), _held(run), enough_memory(_SMALLER_STEP):
         slots(config.training.batch_size)  # refuses a batch that cannot be dealt out, before anything starts
         config = in_precision(config, from_first(partial(precision_of, config, folder, device)))
         from_first(partial(refuse_another_config, config, folder, allow_change))
@@ -102,7 +108,13 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
             remove_cache(folder)
         done = trainer.progress
         return Outcome(
-            folder, verdict, monitor.quality, done.untrained, done.latest, done.best_step, trainer.total_steps
+            folder,
+            advised(verdict, config),
+            monitor.quality,
+            done.untrained,
+            done.latest,
+            done.best_step,
+            trainer.total_steps,
         )
 
 

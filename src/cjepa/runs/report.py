@@ -100,7 +100,7 @@ def read_run(run: Path, name: str, *, live: bool = False) -> RunMaterial:
         name=name,
         identity=_identity(config),
         seed=config.seed,
-        judgement=judgement_of(rows, quality, tested, steps or max(taken, 1)),
+        judgement=judgement_of(config, rows, quality, tested, steps or max(taken, 1)),
         progress=progress_of(taken, steps, live),
         finished=taken == steps,
         facts=facts_of(run, config, data, environment, taken, clock[1][-1] if clock is not None else None),

@@ -7,6 +7,8 @@ from typing import Any
 
 from cjepa.config import RunConfig
 from cjepa.objectives import TwoViewsConfig
+from cjepa.runs.advice import advised
+from cjepa.training.divergence import remedies
 from cjepa.training.health import Record, judge
 from cjepa.visualization.report import Judgement
 from cjepa.visualization.style import counted
@@ -14,7 +16,7 @@ from cjepa.visualization.style import counted
 Rows = Sequence[Mapping[str, Any]]
 
 
-def judgement_of(rows: Rows, quality: str, tested: int, steps: int) -> Judgement:
+def judgement_of(config: RunConfig, rows: Rows, quality: str, tested: int, steps: int) -> Judgement:
     """The verdict of a run by its rows: that of cjepa.training.health, or that it diverged or was not measured yet."""
     measured = [_numbers(row) for row in rows if row["split"] == "evaluation"]
     trained = [row for row in rows if row["split"] == "train"]
@@ -22,8 +24,7 @@ def judgement_of(rows: Rows, quality: str, tested: int, steps: int) -> Judgement
         return Judgement(
             "diverged",
             f"the loss was not finite at step {trained[-1]['step']}",
-            "In a new run lower training.optimizer.learning_rate.peak, set training.optimizer.clip_gradient=1, or use "
-            "training.precision=float32.",
+            f"In a new run {remedies(config.training.optimizer, config.training.precision)}.",
         )
     needed = (quality, "effective_rank", "spread", "explained_variance")
     usable = [row for row in measured if all(math.isfinite(row.get(name, math.nan)) for name in needed)]
@@ -38,7 +39,7 @@ def judgement_of(rows: Rows, quality: str, tested: int, steps: int) -> Judgement
         images=tested,
         progress=usable[-1]["step"] / steps,
     )
-    verdict = judge(record)
+    verdict = advised(judge(record), config)
     return Judgement(verdict.state, verdict.evidence, verdict.advice)
 
 

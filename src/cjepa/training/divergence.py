@@ -3,16 +3,17 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from cjepa.errors import DivergedError
 from cjepa.ranks import from_first, gather
+from cjepa.training.optimizer import OptimizerConfig
 from cjepa.training.records import Records
 from cjepa.training.state import Progressed, Taken
-from cjepa.types import Batch
+from cjepa.types import Batch, Precision
 
 _log = logging.getLogger(__name__)
 
@@ -56,10 +57,12 @@ def diverged(
     tensors: Mapping[str, Mapping[str, Tensor]],
     progress: Progressed,
     records: Records,
+    advice: str,
 ) -> DivergedError:
     """The error to end the run with. The steps in trouble changed nothing, so the weights are those before them all.
 
-    They are saved, with the steps and the images they held: `cjepa replay RUN` takes those steps again.
+    They are saved, with the steps and the images they held: `cjepa replay RUN` takes those steps again. advice: what to
+    do in a new run.
     """
     first = trouble[0].step if trouble else progress.step
     state: dict[str, Any] = {
@@ -72,9 +75,18 @@ def diverged(
     steps = f"in {len(trouble)} steps in a row, up to step {progress.step}" if trouble else f"at step {first}"
     return DivergedError(
         f"loss, gradient or weights were {' or '.join(kinds)} {steps}; {kept} (cjepa replay shows it). The last "
-        "checkpoint is good: lower training.optimizer.learning_rate.peak, set training.optimizer.clip_gradient=1, or "
-        "use training.precision=float32, in a new run"
+        f"checkpoint is good: in a new run {advice}"
     )
+
+
+def remedies(optimizer: OptimizerConfig, precision: Literal["auto"] | Precision) -> str:
+    """What may keep a run like this one from diverging, but for what it had."""
+    found = ["lower training.optimizer.learning_rate.peak"]
+    if optimizer.clip_gradient is None or optimizer.clip_gradient > 1:
+        found.append("set training.optimizer.clip_gradient=1")
+    if precision != "float32":
+        found.append("use training.precision=float32")
+    return ", or ".join(found)
 
 
 def go_back(step: int, left_out: int, most: int, records: Records) -> None:

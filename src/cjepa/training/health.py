@@ -1,4 +1,4 @@
-"""Is the run learning or collapsing: one plain verdict, its evidence and what to change."""
+"""Is the run learning or collapsing: one plain verdict and its evidence."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,11 +24,14 @@ LOST_FROM_PEAK = 0.5
 
 @dataclass(frozen=True)
 class Verdict:
-    """The state of a run in one word or two, the numbers it rests on, and what to change."""
+    """The state of a run in one word or two, the numbers it rests on, and what to change.
+
+    advice: empty until `cjepa.runs.advice` adds it, since it depends on what the run has.
+    """
 
     state: State
     evidence: str
-    advice: str
+    advice: str = ""
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.state, self.evidence) if part) + (
@@ -82,12 +85,9 @@ def judge(record: Record) -> Verdict:
             "collapse",
             f"all images get nearly the same embedding (effective rank {rank:.1f}, spread {100 * spread:.0f} % of "
             "that before training)",
-            "Stop. Check that the images differ, that targets have no gradient and that training.momentum.start is "
-            "0.98 or more; lower training.optimizer.learning_rate.peak; use objective=cjepa-context with "
-            "objective.beta=0.1.",
         )
     if record.progress < EARLY:
-        return Verdict("too early", _ranks(record), "")
+        return Verdict("too early", _ranks(record))
     severe = record.share("effective_rank") < SEVERE_RANK
     lost = record.share("effective_rank") < LOST_RANK or spread < LOST_SPREAD
     falling = record.declined and rank < LOST_FROM_PEAK * record.peak_rank
@@ -95,17 +95,13 @@ def judge(record: Record) -> Verdict:
         return Verdict(
             "partial collapse",
             f"{_ranks(record)}, spread {100 * spread:.0f} % of that before training; {_accuracies(record)}",
-            "Use objective=cjepa-context, or raise objective.beta (0.1 at batches of 128 to 256), or raise the batch "
-            "size; the best checkpoint so far is kept.",
         )
     if not record.gained:
         return Verdict(
             "not learning",
             f"{_accuracies(record)}, within the noise of {record.noise:.1f}; {_prediction(record)}",
-            "With small patches set model.encoder.patch_projection=unit_variance; shorten the momentum's horizon "
-            "(training.momentum.start=0.99); use objective=cjepa-context with objective.beta=0.1; train longer.",
         )
-    return Verdict("healthy", f"{_accuracies(record)}; {_ranks(record)}", "")
+    return Verdict("healthy", f"{_accuracies(record)}; {_ranks(record)}")
 
 
 def _accuracies(record: Record) -> str:

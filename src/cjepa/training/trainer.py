@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from cjepa.errors import InputError, StoppedEarly, WorkerError
+from cjepa.errors import DivergedError, InputError, StoppedEarly, WorkerError
 from cjepa.models import Model
 from cjepa.models.blocks import Block
 from cjepa.models.kernels import chosen_precision
@@ -20,7 +20,8 @@ from cjepa.ranks import from_first, world_size
 from cjepa.training.agreement import in_step, refuse_drift
 from cjepa.training.batch_loss import BatchLoss, on_host
 from cjepa.training.checkpoint import Checkpoint
-from cjepa.training.divergence import Trouble, all_finite, diverged, go_back
+from cjepa.training.device_memory import enough_memory
+from cjepa.training.divergence import Trouble, all_finite, diverged, go_back, remedies
 from cjepa.training.health import Record, Verdict, judge
 from cjepa.training.interruption import Interrupted, Interruption
 from cjepa.training.optimizer import OptimizerConfig, build_optimizer, moments_like, set_rates
@@ -39,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 FEW_IMAGES = 100
 """The share of unreadable images is judged once this many were seen."""
+
+_SMALLER_EVALUATION = "lower monitor.batch_size, with --allow-change monitor.batch_size, and the run continues"
 
 
 class TrainingConfig(Part):
@@ -273,9 +276,13 @@ class Trainer:
             return
         self._trouble.append(Trouble.of(self.progress.step, taken, batch))
         if self.progress.skipped_in_a_row >= self.config.most_skipped:
-            raise diverged(self._trouble, self.tensors(), self.progress, records)
+            raise self._diverged(self.tensors(), records)
         if taken.unchanged == "spike" and self.config.spikes.policy == "rollback":
             go_back(self.progress.step, self.config.spikes.left_out, self.config.most_skipped, records)
+
+    def _diverged(self, tensors: Mapping[str, Mapping[str, Tensor]], records: Records) -> DivergedError:
+        advice = remedies(self.config.optimizer, self.precision)
+        return diverged(self._trouble, tensors, self.progress, records, advice)
 
     def _awaited(
         self, batches: Callable[[int], Generator[Batch, None, None]], interruption: Interruption
@@ -344,7 +351,7 @@ class Trainer:
 
     def _evaluate(self, monitor: Measures, records: Records, interruption: Interruption) -> bool:
         """Measure, remember and write; True if this is the best so far."""
-        with interruption.promptly():
+        with interruption.promptly(), enough_memory(_SMALLER_EVALUATION):
             values = dict(monitor.measure(self.model))
         progress = self.progress
         progress.evaluated = progress.step
@@ -381,7 +388,7 @@ class Trainer:
             refuse_drift(self.parameters)
         tensors = self.tensors()
         if not all_finite(tensors):
-            raise diverged(self._trouble, tensors, progress, records)
+            raise self._diverged(tensors, records)
         progress.rollbacks = 0
         records.save(progress.step, tensors, {"progress": progress.as_dict()}, progress.best_step, last)
         self._saved = now
