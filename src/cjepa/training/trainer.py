@@ -25,7 +25,7 @@ from cjepa.training.interruption import Interrupted, Interruption
 from cjepa.training.optimizer import OptimizerConfig, build_optimizer, moments_like, set_rates
 from cjepa.training.parallel import Parallel, start_engine
 from cjepa.training.progress import Progress
-from cjepa.training.recheck import fixed_order, recheck
+from cjepa.training.recheck import fixed_order, prepare_fixed_order, recheck
 from cjepa.training.records import Records
 from cjepa.training.schedules import MomentumConfig, learning_rate, linear
 from cjepa.training.spikes import SpikesConfig
@@ -112,6 +112,8 @@ class Trainer:
         device: torch.device,
     ) -> None:
         self.config = config
+        if config.deterministic or config.recheck_every is not None:
+            prepare_fixed_order(device)
         self.model = model.to(device)
         self.objective = objective.to(device)
         self.normalise = normalise
