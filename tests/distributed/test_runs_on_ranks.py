@@ -119,7 +119,9 @@ def test_ranks_that_drift_apart_are_noticed_before_anything_is_saved(tmp_path: P
 
 def test_an_error_of_one_rank_is_an_error_of_all(tmp_path: Path, images: Path) -> None:
     for ended in on_ranks(2, runs.run_with_unreadable_input, images, tmp_path / "data"):
-        assert (ended.code, ended.error) == (2, "data: all gone")
+        said = "data: all gone. Stopped after step 4 of 12 and saved; the same command continues the run"
+        assert (ended.code, ended.error) == (2, said)
+    assert CheckpointStore(tmp_path / "data" / "checkpoints").steps()[-1] == 4
     for ended in on_ranks(2, runs.run_on_a_full_disk, images, tmp_path / "full"):
         assert ended.code == 75
         assert "No space left" in str(ended.error)
