@@ -102,6 +102,20 @@ def test_the_machine_s_memory_takes_nothing_from_a_gpu(monkeypatch: pytest.Monke
     assert _fitted(config, torch.device("cuda")).micro_batch == planned
 
 
+@pytest.mark.parametrize(("name", "index"), [("auto", None), ("cuda", None), ("cuda:0", 0)])
+def test_a_gpu_is_taken_by_its_number_or_is_the_current_one(
+    name: str, index: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # there is no GPU to put it on
+    # What torch.cuda.set_device calls: that function itself is torch's, which takes no device without a number.
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    device = choose_device(name)
+    assert (device.type, device.index) == ("cuda", index)
+    assert chosen == ([] if index is None else [index])
+
+
 def test_devices() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cjepa.config import RunConfig, load_yaml, parse
@@ -18,6 +19,7 @@ from cjepa.data import (
     FolderConfig,
     ImageSource,
     UnreadableImageError,
+    device_images,
     open_source,
 )
 from cjepa.data.cache import PIXELS, TABLE, decoded_bytes
@@ -28,6 +30,7 @@ from tests.data.conftest import colours  # noqa: F401
 from tests.tiny_runs import write_config, write_images
 
 LARGE = 1 << 24
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -66,6 +69,23 @@ def test_images_of_one_size_are_one_array(tmp_path: Path) -> None:
     assert found.uniform is not None
     assert found.uniform.shape == (48, 16, 16, 3)
     assert np.array_equal(found.uniform[7], source.load(7))
+
+
+def test_damaged_pixels_are_in_no_array_that_is_read_without_checksums(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = opened(write_images(tmp_path / "images"))
+    found = cached(source, tmp_path / "cache", LARGE)
+    assert isinstance(found, CachedSource)
+    content = bytearray((found.folder / PIXELS).read_bytes())
+    content[-4096:] = bytes(4096)  # what a power cut leaves of a file that has its size but not yet its content
+    (found.folder / PIXELS).write_bytes(content)
+    again = cached(source, tmp_path / "cache", LARGE)
+    assert isinstance(again, CachedSource)
+    assert again.uniform is None
+    assert "6 decoded images in" in caplog.text
+    assert device_images(again, DataConfig(source=FolderConfig(path=tmp_path), image_size=16), CPU, 1e12) is None
+    assert same(again, source)
 
 
 @pytest.mark.parametrize("change", ["another image of the same size", "one image more", "written again"])

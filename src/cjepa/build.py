@@ -195,7 +195,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-        if device.type == "cuda":
+        if device.index is not None and device.type == "cuda":  # without a number it is the current one already
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -186,7 +186,7 @@ def plan_text(plan: Plan) -> str:
     needs, gib = plan.footprint, float(1 << 30)
     share = plan.batch_size // plan.ranks
     lines = [
-        f"{plan.ranks} x {plan.device}, engine {plan.engine}",
+        f"{plan.ranks} x {plan.device}, engine {plan.engine}, {plan.precision}",
         f"parameters      {needs.learned:,} learn; the target encoder has {needs.average:,}",
         f"operations      {needs.operations / 1e9:.1f} GFLOP for each image of a step (formula)",
         f"batch           {plan.batch_size} images, {share} on each device, {plan.micro_batch} at a time",

@@ -1,4 +1,7 @@
+import os
+
 import pytest
+import torch
 from pydantic import ValidationError
 
 from cjepa.data import DataConfig, DemoConfig, FolderConfig
@@ -47,3 +50,10 @@ def test_every_key_is_documented() -> None:
     for part in (DataConfig, FolderConfig, DemoConfig):
         for key, field in part.model_fields.items():
             assert field.description, (part, key)
+
+
+def test_beside_a_gpu_there_is_a_worker_for_each_core_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    assert DataConfig(source=DemoConfig()).processes == 2, "one is left to the main process"

@@ -98,6 +98,19 @@ def test_the_same_in_an_evaluation(deed: str, message: str) -> None:
         )
 
 
+class Signalled(Dangerous):
+    """Every image signals the process that loads it, as a terminal or a scheduler does with all of a job."""
+
+    def load(self, index: int) -> Image.Image:
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        return super().load(index)
+
+
+def test_workers_go_on_while_the_main_process_decides() -> None:
+    assert len(list(iterate(stream(Signalled(-1, "")), 0, 4, 2))) == 4
+
+
 def test_no_handler_is_left_that_raises_when_a_child_dies() -> None:
     """torch's would raise in the middle of a step, between the optimizer and the moving average."""
     before = signal.getsignal(signal.SIGCHLD)

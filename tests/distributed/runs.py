@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cjepa.config import RunConfig, parse
-from cjepa.errors import CjepaError, InputError
+from cjepa.errors import CjepaError, InputError, WorkerError
 from cjepa.ranks import rank
 from cjepa.runs import pretrain
 from cjepa.training.batch_loss import BatchLoss
@@ -139,6 +140,21 @@ def run_with_unreadable_input(images: Path, folder: Path) -> Ended:
         return read(self, step)
 
     with patch.object(TrainingStream, "__getitem__", failing):
+        return run(images, folder, {})
+
+
+def run_with_a_dead_worker_in_an_evaluation(images: Path, folder: Path) -> Ended:
+    """A worker of the second rank dies while the ranks measure, at the second time that they do."""
+    from cjepa.evaluation import monitor
+
+    extract, calls = monitor.extract_features, count()
+
+    def dying(*arguments: Any, **options: Any) -> Tensor:
+        if rank() == 1 and next(calls) == 2:  # training and test images, each time
+            raise WorkerError("data worker 0 was killed")
+        return extract(*arguments, **options)
+
+    with patch.object(monitor, "extract_features", dying):
         return run(images, folder, {})
 
 

@@ -119,10 +119,21 @@ def test_ranks_that_drift_apart_are_noticed_before_anything_is_saved(tmp_path: P
 
 def test_an_error_of_one_rank_is_an_error_of_all(tmp_path: Path, images: Path) -> None:
     for ended in on_ranks(2, runs.run_with_unreadable_input, images, tmp_path / "data"):
-        assert (ended.code, ended.error) == (2, "data: all gone")
+        said = "data: all gone. Stopped after step 4 of 12 and saved; the same command continues the run"
+        assert (ended.code, ended.error) == (2, said)
+    assert CheckpointStore(tmp_path / "data" / "checkpoints").steps()[-1] == 4
     for ended in on_ranks(2, runs.run_on_a_full_disk, images, tmp_path / "full"):
         assert ended.code == 75
         assert "No space left" in str(ended.error)
+
+
+def test_a_worker_of_one_rank_that_dies_in_an_evaluation_saves_the_run_of_all(tmp_path: Path, images: Path) -> None:
+    for ended in on_ranks(2, runs.run_with_a_dead_worker_in_an_evaluation, images, tmp_path):
+        assert ended.code == 75
+        assert ended.error == (
+            "data worker 0 was killed. Stopped after step 4 of 12 and saved; the same command continues the run"
+        )
+    assert CheckpointStore(tmp_path / "checkpoints").steps()[-1] == 4
 
 
 def test_no_machine_keeps_decoded_images_of_a_run_that_is_done(tmp_path: Path, images: Path) -> None:

@@ -1,6 +1,7 @@
 """A signal at any place of a run: what is being done is finished or given up, saved, and left with 75 in seconds.
 
-SIGTERM comes from schedulers and torchrun, SIGINT from Ctrl-C, SIGUSR1 from SLURM ahead of the time limit.
+SIGTERM comes from schedulers and torchrun, SIGINT from Ctrl-C, SIGUSR1 from SLURM ahead of the time limit, SIGHUP from
+a terminal that is closed.
 """
 
 import json
@@ -110,6 +111,7 @@ SCENARIOS: dict[str, tuple[Patch, tuple[signal.Signals, ...], int, int | None]] 
     "SIGTERM in a step": (in_a_step, (signal.SIGTERM,), 0, 5),
     "SIGINT in a step": (in_a_step, (signal.SIGINT,), 0, 5),
     "SIGUSR1 in a step": (in_a_step, (signal.SIGUSR1,), 0, 5),
+    "SIGHUP in a step": (in_a_step, (signal.SIGHUP,), 0, 5),
     "SIGTERM in the first step": (in_the_first_step, (signal.SIGTERM,), 0, 1),
     "SIGTERM in the first evaluation": (in_evaluation(0), (signal.SIGTERM,), 0, None),
     "SIGUSR1 in a later evaluation": (in_evaluation(1), (signal.SIGUSR1,), 0, 3),

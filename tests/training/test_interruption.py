@@ -9,7 +9,7 @@ import pytest
 
 from cjepa.training.interruption import Interruption
 
-SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -38,6 +38,16 @@ def test_ignored_signals_are_ignored_again() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
     finally:
         signal.signal(signal.SIGUSR1, previous)
+
+
+def test_a_run_that_nohup_started_outlives_its_terminal() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interruption.requested is None
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_inert_outside_the_main_thread() -> None:

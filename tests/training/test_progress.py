@@ -1,3 +1,4 @@
+import errno
 import io
 import re
 import sys
@@ -272,3 +273,22 @@ def test_in_a_notebook_one_output_is_rewritten(clock: Clock, cells: list[tuple[s
     assert len(ids) == 2, "one output for each line"
     for each in ids:
         assert [update for _, name, update in cells if name == each][:2] in ([False, True], [False])
+
+
+@pytest.mark.parametrize("kind", [LogFile, Terminal])
+@pytest.mark.parametrize("closed", [False, True], ids=["gone", "closed"])
+@pytest.mark.parametrize("shown", [0, 1])
+def test_a_stream_that_cannot_be_written_any_more_ends_no_work(
+    kind: type[LogFile], closed: bool, shown: int, clock: Clock
+) -> None:
+    stream = kind()
+
+    def gone(_: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")  # what a terminal says that was closed
+
+    with Progress("pretrain", 3, stream, interval=0.0) as line:
+        for done in range(1, 4):
+            if done > shown:
+                stream.close() if closed else setattr(stream, "write", gone)
+            line.update(done, VALUES)
+            clock.now += 1.0

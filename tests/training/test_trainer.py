@@ -12,6 +12,7 @@ from cjepa.errors import DivergedError, InputError, StoppedEarly
 from cjepa.training.batch_loss import on_host
 from cjepa.training.metrics import read_metrics
 from cjepa.training.rows import read_rows
+from cjepa.training.state import Taken
 from cjepa.types import Batch, Loss
 from tests.training.conftest import Textures, tiny_config, training
 from tests.training.harness import CPU, Run, assert_same_bits, everything
@@ -94,6 +95,36 @@ def test_unreadable_images_are_replaced_and_listed_once(tmp_path: Path) -> None:
 def test_too_many_unreadable_images_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="max_unreadable_share"):
         Run(tiny_config(), tmp_path, Damaged(every=8)).train()
+
+
+class Vanishing(Textures):
+    """Textures on a disk that goes away at some time."""
+
+    gone = False
+
+    def load(self, index: int):  # type: ignore[no-untyped-def]
+        if self.gone:
+            raise UnreadableImageError("no such file")
+        return super().load(index)
+
+
+def test_images_that_are_gone_cost_no_step(tmp_path: Path) -> None:
+    run = Run(tiny_config(), tmp_path, Vanishing(per_class=64))
+    take_step = run.trainer.take_step
+
+    def vanishing(batch: Batch) -> Taken:
+        run.stream.source.gone = run.trainer.progress.step == 4  # type: ignore[attr-defined]
+        return take_step(batch)
+
+    run.trainer.take_step = vanishing  # type: ignore[method-assign]
+    message = r"images in a row could not be read.* Stopped after step 5 of \d+ and saved; the same command continues"
+    with pytest.raises(InputError, match=message):
+        run.train()
+    assert run.store.steps()[-1] == 5
+    weights = everything(run.trainer)
+    again = Run(tiny_config(), tmp_path)
+    assert_same_bits(weights, everything(again.trainer))
+    assert again.train().state != "collapse"
 
 
 def test_the_warm_up_must_end_within_the_training() -> None:

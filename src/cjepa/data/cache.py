@@ -1,6 +1,7 @@
 """Decoded images in one memory-mapped file: the same pixels as those of the source, without decoding them again."""
 
 import hashlib
+import logging
 import os
 import zlib
 from pathlib import Path
@@ -15,6 +16,8 @@ from cjepa.data.arrays import ArraySource
 from cjepa.data.decoding import UnreadableImageError
 from cjepa.data.files import FileSource
 from cjepa.data.source import ImageSource
+
+_log = logging.getLogger(__name__)
 
 PIXELS, TABLE = "pixels", "table.npy"
 COLUMNS = 4
@@ -102,8 +105,21 @@ class CachedSource:
 
     @property
     def uniform(self) -> npt.NDArray[np.uint8] | None:
-        """The pixels as [n, H, W, 3], unless sizes differ or an image is unreadable."""
+        """The pixels as [n, H, W, 3], unless sizes differ, an image is unreadable or its pixels are damaged.
+
+        Reads all of them: whoever takes this array does not look at the checksums any more.
+        """
         height, width = self.table[0, 1:3].tolist()
         if not height or (self.table[:, 1:3] != (height, width)).any():
             return None
-        return self.pixels.reshape(len(self), height, width, 3)
+        images = self.pixels.reshape(len(self), height, width, 3)
+        checksums = self.table[:, 3].tolist()
+        damaged = sum(zlib.crc32(image.data) != checksum for image, checksum in zip(images, checksums, strict=True))
+        if damaged:
+            _log.warning(
+                "data: %d decoded images in %s are damaged and read from their files; remove that folder to have all "
+                "of them decoded again",
+                damaged,
+                self.folder,
+            )
+        return None if damaged else images

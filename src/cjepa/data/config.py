@@ -1,6 +1,7 @@
 """Where images come from and how they are cropped."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -83,9 +84,9 @@ class DataConfig(Part):
         """The number of workers: on a CPU they would take cores from the step, beside a GPU they are needed."""
         if self.workers is not None:
             return self.workers
-        return (
-            min(max((os.cpu_count() or 1) // local_count() - 1, 0), _MOST_WORKERS) if torch.cuda.is_available() else 0
-        )
+        if not torch.cuda.is_available():
+            return 0
+        return min(max(_usable_cores() // local_count() - 1, 0), _MOST_WORKERS)
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> "DataConfig":
@@ -93,3 +94,8 @@ class DataConfig(Part):
             if low > high:
                 raise ValueError(f"{key}: the first value ({low}) must not exceed the second ({high})")
         return self
+
+
+def _usable_cores() -> int:
+    """Of a machine that is shared, a scheduler or container gives a process some of its cores."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

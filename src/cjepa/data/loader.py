@@ -241,12 +241,12 @@ def _no_raising_at_a_childs_death() -> Iterator[None]:
 
 
 def _begin_worker(main_process: int, notes: Notes, worker: int) -> None:
-    """Ctrl-C and a scheduler signal every process of a job; workers must go on while the main one saves."""
+    """Ctrl-C, a scheduler and a closed terminal signal every process of a job; workers go on, the main one saves."""
     torch.set_num_threads(1)
     notes.begin(worker)
     sys.excepthook = _silent_about_a_main_process_that_left
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere the sender of a signal cannot be told
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_on_request_of, args=(main_process,), daemon=True).start()

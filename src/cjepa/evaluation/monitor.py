@@ -23,7 +23,7 @@ from cjepa.data import (
     labelled_only,
 )
 from cjepa.data.source import NO_LABEL, Subset
-from cjepa.errors import InputError
+from cjepa.errors import InputError, WorkerError
 from cjepa.evaluation import FeatureEvaluation, evaluate
 from cjepa.evaluation.features import LabelledFeatures, extract_features
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
@@ -34,7 +34,7 @@ from cjepa.evaluation.retrieval import crop_retrieval
 from cjepa.models import Model
 from cjepa.models.pretrained import normalise
 from cjepa.randomness import Stream, uniform_rows
-from cjepa.ranks import from_first, gather, rank, world_size
+from cjepa.ranks import from_first, gather, rank, together, world_size
 from cjepa.types import Part, Precision
 
 _log = logging.getLogger(__name__)
@@ -143,17 +143,23 @@ class Monitor:
         # As many images for every rank, so that all ask shards of each other equally often; the last ones come twice.
         each = -(-len(images) // world_size())
         own = [min(index, len(images) - 1) for index in range(rank() * each, (rank() + 1) * each)]
-        features = extract_features(
-            model.target_encoder,
-            images if world_size() == 1 else ChosenItems(images, own),
-            self.data.mean,
-            self.data.std,
-            device=self.device,
-            precision=self.precision,
-            batch_size=self.config.batch_size,
-            workers=self.data.processes,
-            patience=self.data.worker_timeout,
-        )
+        failure: WorkerError | None = None
+        features = torch.empty(0)
+        try:
+            features = extract_features(
+                model.target_encoder,
+                images if world_size() == 1 else ChosenItems(images, own),
+                self.data.mean,
+                self.data.std,
+                device=self.device,
+                precision=self.precision,
+                batch_size=self.config.batch_size,
+                workers=self.data.processes,
+                patience=self.data.worker_timeout,
+            )
+        except WorkerError as error:  # on one rank alone, and all save the run for it
+            failure = error
+        together(failure)
         return gather(features)[: len(images)]
 
     @torch.no_grad()

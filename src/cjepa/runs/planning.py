@@ -10,12 +10,13 @@ import torch
 from cjepa.build import build_trainer, choose_device, engine_for, footprint_of, in_precision, sampler_of
 from cjepa.config import RunConfig
 from cjepa.errors import InputError
+from cjepa.models.kernels import chosen_precision
 from cjepa.objectives import AnyObjectiveConfig, IJepaConfig, TwoViewsConfig
 from cjepa.objectives.projector import ProjectorConfig
 from cjepa.objectives.two_views import VicregConfig
 from cjepa.training.device_memory import CUDA_CONTEXT, USABLE, device_memory, occupied_memory
 from cjepa.training.footprint import Footprint
-from cjepa.types import Batch
+from cjepa.types import Batch, Precision
 
 GIB = float(1 << 30)
 MEMORY = {"V100": 16, "T4": 16, "A10": 24, "RTX4090": 24, "L4": 24, "A100": 80, "H100": 80, "H200": 141, "B200": 180}
@@ -43,6 +44,7 @@ class Plan:
     """
 
     device: str
+    precision: Precision
     ranks: int
     engine: str
     footprint: Footprint
@@ -80,21 +82,26 @@ def plan(config: RunConfig, device: str, ranks: int, images: int | None) -> Plan
     here = None if memory else choose_device(device)
     kind = "cuda" if here is None else here.type
     fastest = DENSE.get(device.removeprefix("cuda:"))
-    if here is None and config.training.precision == "auto":
-        config = in_precision(config, "bfloat16" if fastest else "float32")
+    precision = config.training.precision
+    if here is not None:
+        precision = chosen_precision(precision, here)
+    elif precision == "auto":
+        precision = "bfloat16" if fastest else "float32"
+    config = in_precision(config, precision)
     seconds, process = None, CUDA_CONTEXT
     if here is not None:
         process = _loaded(config, here)
         seconds = _seconds_per_image(config, here)
     available = memory or device_memory(here or torch.device("cpu"))
     needs, share = footprint_of(config, kind), batch // ranks
-    if here is None and fastest and config.training.precision == "bfloat16":
+    if here is None and fastest and precision == "bfloat16":
         seconds = needs.operations / fastest
     engine, shards = engine_for(config, needs, ranks, USABLE * available - process)
     fitting = needs.micro_batch(share, USABLE * available - process, shards)
     micro = min(config.training.micro_batch or fitting, share)
     return Plan(
         device=device if here is None else str(here),
+        precision=precision,
         ranks=ranks,
         engine=engine,
         footprint=needs,

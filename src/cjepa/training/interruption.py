@@ -5,15 +5,16 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 from types import FrameType
 
 from cjepa.errors import StoppedEarly
 from cjepa.ranks import largest, launched, world_size
 
-# SIGUSR1 is what SLURM sends ahead of the time limit (--signal=USR1@180); Windows does not have it.
-_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
+# SIGUSR1 is what SLURM sends ahead of the time limit (--signal=USR1@180), SIGHUP what comes when a terminal is closed;
+# Windows has neither.
+_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 _ECHO = 5.0
 """Seconds in which the same request reaches a rank again: by the terminal or the scheduler, and by torchrun."""
 
@@ -50,7 +51,7 @@ class Interruption:
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
             for number in signal.Signals:
-                if number.name in _NAMES:
+                if number.name in _NAMES and not _of_nohup(number):
                     self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -111,8 +112,14 @@ class Interruption:
             return
         # os.write: print may be in the middle of something else. The live line had hidden the cursor.
         cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-        os.write(2, f"{cursor}\n{name} after {self.requested}: leaving at once\n".encode())
+        with suppress(OSError):  # the terminal may be what is gone
+            os.write(2, f"{cursor}\n{name} after {self.requested}: leaving at once\n".encode())
         os._exit(StoppedEarly.exit_code)
+
+
+def _of_nohup(number: signal.Signals) -> bool:
+    """Whether it is the signal of a closed terminal and to be ignored, as nohup asks of what it starts."""
+    return number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from time import monotonic
@@ -34,8 +34,9 @@ class Progress:
 
     On a terminal: one line that is cut to its width, names shortened and values left out from the end, numbers
     before words. In a Jupyter notebook: the same in an output of its own. Elsewhere: a whole line at most every
-    `interval` seconds, and the last one. Durations come from the monotonic clock, so a changed clock does not disturb
-    them. May be nested: the inner one has the line.
+    `interval` seconds, and the last one. Where the stream cannot be written any more, it is silent and the work goes
+    on. Durations come from the monotonic clock, so a changed clock does not disturb them. May be nested: the inner one
+    has the line.
     """
 
     _open: ClassVar[list["Progress"]] = []
@@ -89,12 +90,19 @@ class Progress:
 
     def _pause(self) -> None:
         if self._live is not None:
-            self._live.stop()
+            self._draw(self._live.stop)
 
     def _resume(self) -> None:
         self._samples.clear()  # speed is measured anew: what happened meanwhile was other work
         if self._live is not None:
-            self._live.start()
+            self._draw(self._live.start)
+
+    def _draw(self, write: Callable[[], object]) -> None:
+        """Write to the stream; never again where that fails, since a line is not worth the work that it reports."""
+        try:
+            write()
+        except (OSError, ValueError):  # a terminal that is gone, a pipe without a reader, a full disk; a closed stream
+            self._silent, self._live, self._output = True, None, None
 
     def _show(self, final: bool = False) -> None:
         if self._silent or (self._shown is None and not self._samples):
@@ -108,6 +116,9 @@ class Progress:
             time=time,
             words=tuple(value for value in self._values.values() if isinstance(value, str)),
         )
+        self._draw(lambda: self._write(line))
+
+    def _write(self, line: "_Line") -> None:
         if self._live is not None:
             text = Text(line.fit(self._console.width), no_wrap=True, overflow="crop")
             self._live.update(text, refresh=True)

@@ -1,6 +1,6 @@
 """Does this machine compute the same gradient twice? A silent fault of a processor or memory would go on for weeks."""
 
-import warnings
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -16,22 +16,27 @@ class UnreliableMachineError(CjepaError):
     exit_code = 75
 
 
+def prepare_fixed_order(device: torch.device) -> None:
+    """Call it before the first product on a GPU: cuBLAS asks only then for the workspace that keeps its order."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 @contextmanager
 def fixed_order(device: torch.device) -> Iterator[None]:
     """Within, a GPU adds up in the same order every time, which it does not for the gradient of fused attention.
 
-    A CPU always does.
+    A CPU always does. Strictly: where PyTorch may only warn of what has no order, fused attention keeps its own. What
+    has no ordered kernel at all is then a RuntimeError, as are products without `prepare_fixed_order`.
     """
     if device.type != "cuda":
         yield
         return
     before = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     try:
-        with warnings.catch_warnings():  # about matrix products, whose order may change with several streams only
-            warnings.filterwarnings("ignore", message=".*CuBLAS")
-            yield
+        yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
 

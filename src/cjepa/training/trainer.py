@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from cjepa.errors import DivergedError, InputError, StoppedEarly, WorkerError
+from cjepa.errors import CjepaError, DivergedError, InputError, StoppedEarly, WorkerError
 from cjepa.models import Model
 from cjepa.models.blocks import Block
 from cjepa.models.kernels import chosen_precision
@@ -27,7 +27,7 @@ from cjepa.training.interruption import Interrupted, Interruption
 from cjepa.training.optimizer import OptimizerConfig, build_optimizer, moments_like, set_rates
 from cjepa.training.parallel import Parallel, start_engine
 from cjepa.training.progress import Progress
-from cjepa.training.recheck import fixed_order, recheck
+from cjepa.training.recheck import fixed_order, prepare_fixed_order, recheck
 from cjepa.training.records import Records
 from cjepa.training.schedules import MomentumConfig, learning_rate, linear
 from cjepa.training.spikes import SpikesConfig
@@ -117,6 +117,8 @@ class Trainer:
         device: torch.device,
     ) -> None:
         self.config = config
+        if config.deterministic or config.recheck_every is not None:
+            prepare_fixed_order(device)
         self.model = model.to(device)
         self.objective = objective.to(device)
         self.normalise = normalise
@@ -153,8 +155,9 @@ class Trainer:
     ) -> Verdict:
         """From where the progress stands to the end; `batches(step)` yields those of step, step + 1, ...
 
-        Raises StoppedEarly after a signal and WorkerError when no batch comes (both saved), DivergedError after too
-        many steps in a row that change nothing, and RolledBack: then restore the newest checkpoint and train again.
+        Raises StoppedEarly after a signal, WorkerError when no batch comes and InputError when it cannot be read (all
+        saved), InputError for too many unreadable images, DivergedError after too many steps in a row that change
+        nothing, and RolledBack: then restore the newest checkpoint and train again.
         """
         with (
             Interruption() as interruption,
@@ -164,7 +167,7 @@ class Trainer:
             try:
                 self._evaluate_and_save(monitor, records, interruption)  # the start, or what a stop had cut short
                 verdict = self._judge(monitor)
-                for batch in self._awaited(batches, interruption):
+                for batch in self._awaited(batches, interruption, records):
                     taken = self.take_step(batch)
                     self._give_up_or_go_back(taken, batch, records)
                     self.progress.step += 1
@@ -181,7 +184,7 @@ class Trainer:
                 raise StoppedEarly(f"stopped by {stop} {self._where()}; the same command continues the run") from None
             except WorkerError as error:
                 self._save(records, last=True)
-                raise WorkerError(f"{error}. Stopped {self._where()}; the same command continues the run") from error
+                raise WorkerError(self._saved_for(error)) from error
         return verdict
 
     def take_step(self, batch: Batch) -> Taken:
@@ -285,14 +288,27 @@ class Trainer:
         return diverged(self._trouble, tensors, self.progress, records, advice)
 
     def _awaited(
-        self, batches: Callable[[int], Generator[Batch, None, None]], interruption: Interruption
+        self,
+        batches: Callable[[int], Generator[Batch, None, None]],
+        interruption: Interruption,
+        records: Records,
     ) -> Generator[Batch, None, None]:
-        """The remaining batches; a signal ends the wait for one, and comes through after a step and what follows."""
+        """The remaining batches; a signal ends the wait for one, and comes through after a step and what follows.
+
+        Where there are no images any more, what was learned is saved before the InputError that says so.
+        """
         with closing(in_step(batches(self.progress.step))) as remaining:
             while self.progress.step < self.total_steps:
-                with interruption.promptly():
-                    batch = next(remaining)
+                try:
+                    with interruption.promptly():
+                        batch = next(remaining)
+                except InputError as error:
+                    self._save(records, last=True)
+                    raise InputError(self._saved_for(error)) from error
                 yield batch
+
+    def _saved_for(self, error: CjepaError) -> str:
+        return f"{error}. Stopped {self._where()}; the same command continues the run"
 
     def _where(self) -> str:
         done = f"after step {self.progress.step} of {self.total_steps} and saved"
