@@ -12,6 +12,8 @@ from cjepa.models.kernels import Linear, linear
 
 NORM_EPSILON = 1e-6
 INITIAL_STD = 0.02
+_MOST_PROGRAMS = 64
+"""Of one block in torch.compile, which runs what exceeds it uncompiled; its own limit of 8 is too few for two parts."""
 CUT = 3.0
 """Initial weights are normal, cut at this many standard deviations."""
 
@@ -108,6 +110,17 @@ class Block(nn.Module):
         rows = rows + self.attn(self.norm1(tokens), queries, targets)
         output: Tensor = rows + self.mlp(self.norm2(rows))
         return output
+
+
+def compile_blocks(parts: Iterable[nn.Module]) -> None:
+    """Let torch.compile make one program of each kind of block, in place; names and weights stay.
+
+    Sequences are of another length in every step. torch notices at the second length and compiles once more, for all of
+    them. Encoder and predictor, with gradient and without, all queries and the last ones: each is a program of its own.
+    """
+    for part in parts:
+        for block in part.blocks:
+            block.compile(recompile_limit=_MOST_PROGRAMS)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ FREE_KEYS = (
     *PLACES,
     *("data.workers:", "data.worker_timeout:", "data.cache:", "data.cache_bytes:"),
     *("training.device:", "training.threads:"),
-    *("training.parallel:", "training.micro_batch:", "training.checkpoint_activations:"),
+    *("training.parallel:", "training.micro_batch:", "training.checkpoint_activations:", "training.compile:"),
     *("training.on_failed_write:", "training.hang_after:", "training.recheck_every:", "logging."),
     "monitor.evaluations:",
 )
