@@ -3,7 +3,7 @@
     python -m benchmarks.throughput --size base --way cjepa-compiled --device cuda
 
 prints a line of JSON when the rate is known, and it again with the synchronisations. Ways: cjepa, the package's own
-trainer; cjepa-compiled, the same with every block compiled for the lengths of this one batch; public, lightly and
+trainer; cjepa-compiled, the same with training.compile, for the lengths of this one batch; public, lightly and
 stable-pretraining, steps around the modules of others (peer_steps.py) with the same sizes, masks, images and precision.
 Images lie in pinned memory, and nothing is loaded. Operations of a step are those of training/footprint.py, for every
 way the same: what the method needs, whatever a way computes besides.
@@ -28,7 +28,6 @@ from benchmarks.step import Case, typical_batch
 from cjepa.build import build_trainer, footprint_of
 from cjepa.config import RunConfig
 from cjepa.models import EncoderConfig
-from cjepa.models.blocks import Block
 from cjepa.models.predictor import PredictorConfig
 from cjepa.models.vit import SIZES
 from cjepa.objectives import IJepaConfig
@@ -97,13 +96,10 @@ def step_of(case: Case, way: str, device: torch.device, batch: Batch, reference:
         return Lightly(case, device, batch).step
     if way == "stable-pretraining":
         return StablePretraining(case, device, batch).step
-    trainer = build_trainer(case.config, 100 * case.batch_size, device)
-    if way == "cjepa-compiled":
-        for part in (*trainer.model.learned.values(), trainer.model.target_encoder):
-            for block in part.blocks:
-                assert isinstance(block, Block)
-                block.compile(dynamic=False)  # lengths of masks are those of one batch
-    return partial(trainer.take_step, batch)
+    config = case.config
+    training = config.training.model_copy(update={"compile": way == "cjepa-compiled"})
+    config = config.model_copy(update={"training": training})
+    return partial(build_trainer(config, 100 * case.batch_size, device).take_step, batch)
 
 
 def measure(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import (
+    compiled,
     data,
     demo,
     embed,
@@ -49,6 +50,7 @@ DOCUMENTED = {
         time_to_accuracy.RESULTS: lambda: [
             time_to_accuracy.report(json.loads(time_to_accuracy.RESULTS.read_text())["rows"])
         ],
+        compiled.RESULTS: lambda: [compiled.report(json.loads(compiled.RESULTS.read_text()))],
         precision.RESULTS: lambda: [precision.report(json.loads(precision.RESULTS.read_text()))],
         masks.BEFORE: lambda: [masks.report(json.loads(masks.BEFORE.read_text()))],
     },

@@ -119,6 +119,7 @@ def compile_blocks(parts: Iterable[nn.Module]) -> None:
     them. Encoder and predictor, with gradient and without, all queries and the last ones: each is a program of its own.
     """
     for part in parts:
+        assert isinstance(part.blocks, nn.ModuleList)
         for block in part.blocks:
             block.compile(recompile_limit=_MOST_PROGRAMS)
 
