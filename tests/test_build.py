@@ -94,7 +94,7 @@ def test_ranks_of_one_machine_do_not_share_a_gpu(name: str, monkeypatch: pytest.
 
 
 def test_the_machine_s_memory_takes_nothing_from_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = resolve("imagenet-vit-b", ["data=unused"])
+    config = resolve("imagenet-vit-b", ["data=unused", "training.precision=bfloat16"])
     planned = plan(config, "cuda:A100", 1, None).micro_batch
     assert planned < config.training.batch_size, "else the memory decides nothing"
     monkeypatch.setattr("cjepa.build.device_memory", lambda _: MEMORY["A100"] * GIB)
