@@ -155,12 +155,14 @@ def test_and_steps_are_taken_so_where_it_is_asked_for(
     run = Run(tiny_config(training=training() | keys), tmp_path)
     batch, seen = run.stream[0], []
 
-    def noting(_: Batch) -> tuple[Loss, float]:
+    def noting(_: Batch, step: int) -> Loss:
         seen.append(torch.are_deterministic_algorithms_enabled())
-        return Loss(torch.tensor(1.0), {}), 1.0
+        return Loss(torch.tensor(1.0), {})
 
-    run.trainer.gradient = noting  # type: ignore[method-assign]
+    run.trainer.batch_loss.backward = noting  # type: ignore[method-assign]
     run.trainer.device = torch.device(device)  # what was built stays on the CPU
     for run.trainer.progress.step in range(3):
         run.trainer.take_step(batch)
     assert seen == fixed
+    run.trainer.gradient(batch)
+    assert seen[-1] == fixed[-1], "also when a replay takes the step"

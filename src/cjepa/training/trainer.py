@@ -89,7 +89,8 @@ class TrainingConfig(Part):
     recheck_every: int | None = Field(None, ge=1)
     """Steps between two that are computed twice and compared to the bit, to notice a faulty machine; null: never."""
     hang_after: float | None = Field(3600.0, gt=0)
-    """Seconds without a finished step, evaluation or save after which a run prints where it waits and leaves (75)."""
+    """Seconds without a finished step, its evaluation and save included, after which a run prints where it waits and
+    leaves (75)."""
 
 
 @runtime_checkable
@@ -201,11 +202,9 @@ class Trainer:
             learning_rate(optimizer.learning_rate, step, self.warmup_steps, self.total_steps),
             linear(optimizer.weight_decay.start, optimizer.weight_decay.final, step, self.total_steps),
         )
-        checked = self.config.recheck_every is not None and step % self.config.recheck_every == 0
-        with fixed_order(self.device) if checked or self.config.deterministic else nullcontext():
-            loss, norm = self.gradient(batch)
-            if checked:
-                recheck(self.parameters, lambda: self.gradient(batch), step)
+        loss, norm = self.gradient(batch)
+        if self._rechecked(step):
+            recheck(self.parameters, lambda: self.gradient(batch), step)
         unchanged = self._reason_to_change_nothing(float(loss.total.detach()), norm)
         if unchanged is None:
             self.optimizer.step()
@@ -218,10 +217,12 @@ class Trainer:
 
         The one place of a step that waits for the device: what changes the weights depends on these numbers.
         """
-        loss = self.batch_loss.backward(batch, self.progress.step)
-        largest = self.config.optimizer.clip_gradient or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), largest, foreach=True))
-        return on_host(loss), norm
+        step = self.progress.step
+        with fixed_order(self.device) if self.config.deterministic or self._rechecked(step) else nullcontext():
+            loss = self.batch_loss.backward(batch, step)
+            largest = self.config.optimizer.clip_gradient or math.inf
+            norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), largest, foreach=True))
+            return on_host(loss), norm
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue exactly where a checkpoint was saved; InputError when it is one of another model."""
@@ -248,6 +249,9 @@ class Trainer:
 
     def _modules(self) -> dict[str, nn.Module]:
         return {**self.model.learned, "target_encoder": self.model.target_encoder, "objective": self.objective}
+
+    def _rechecked(self, step: int) -> bool:
+        return self.config.recheck_every is not None and step % self.config.recheck_every == 0
 
     def _prepared(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         return self.normalise(images.to(self.device, non_blocking=True))
@@ -327,8 +331,10 @@ class Trainer:
 
     def _record_unreadable(self, batch: Batch, records: Records) -> None:
         """List newly met unreadable images; stop when there are too many."""
+        known = set(self.progress.unreadable if batch.unreadable else ())
         for image in batch.unreadable:
-            if image.index not in self.progress.unreadable:
+            if image.index not in known:
+                known.add(image.index)
                 self.progress.unreadable.append(image.index)
                 records.bad_image(self.progress.step, image)
         seen = min(self.progress.step * self.config.batch_size, self.images)
