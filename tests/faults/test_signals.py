@@ -175,6 +175,7 @@ def test_a_signal_ends_a_run_resumably(rows: Row, name: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may have started the tests, and hides it from what they start
     here = Place(Path(sys.argv[1]))
     assert here.start("undisturbed").wait() == 0
     result: Row = {name: run_scenario(here, number, name) for number, name in enumerate(SCENARIOS)}

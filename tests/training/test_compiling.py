@@ -23,7 +23,9 @@ def compared(backend: str, **changes: object) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("changes", [{}, {"checkpoint_activations": True, "micro_batch": 12}])
+@pytest.mark.parametrize(
+    "changes", [pytest.param({}, marks=pytest.mark.slow), {"checkpoint_activations": True, "micro_batch": 12}]
+)
 def test_compiled_blocks_take_the_same_steps(changes: dict[str, object]) -> None:
     found = compared("aot_eager", **changes)
     assert found["same_names"], "a checkpoint names no compiler"
