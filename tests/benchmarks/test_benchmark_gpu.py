@@ -20,6 +20,7 @@ from benchmarks.public_step import Public
 from benchmarks.step import typical_batch
 from benchmarks.throughput import NAMES, WAYS, OurCase, case_of, fitting, measure, utilisation
 from cjepa.build import build_trainer, footprint_of
+from cjepa.models.kernels import has_fast_bfloat16
 from tests.benchmarks.test_benchmark_peers import public as public
 
 CPU = torch.device("cpu")
@@ -56,7 +57,9 @@ def test_a_row_of_every_way(way: str) -> None:
     assert first["images_per_second"]["low"] > 0
     assert (first["bursts"], first["steps_of_a_burst"]) == (3, 1)
     assert first["utilisation"] is None  # nobody states a CPU's peak
-    assert 0 < first["of_the_fastest_product"] < 1
+    assert first["of_the_fastest_product"] > 0
+    if has_fast_bfloat16(CPU):  # else a product may be slower than all that a step does besides
+        assert first["of_the_fastest_product"] < 1
     assert first["synchronisations_per_step"] is None  # told before the profiler is tried
     assert last["synchronisations_per_step"]["aten::_local_scalar_dense"] >= 1  # the loss is read
     assert last | {"synchronisations_per_step": None} == first
