@@ -92,17 +92,13 @@ def report(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         plain, compiled = (row["seconds"][way] for way in (PLAIN, COMPILED))
         where = f"{row['images']}, {row['device']}" + (f", {row['threads']} threads" if row["threads"] > 1 else "")
-        cells = [_spread(plain), _spread(compiled), _spread([a / b for a, b in zip(plain, compiled, strict=True)])]
+        ratios = [a / b for a, b in zip(plain, compiled, strict=True)]
+        cells = [str(Spread.of(each)) for each in (plain, compiled, ratios)]
         lines.append(
             f"| {row['case']} | {where} | {len(plain)} | {' | '.join(cells)} | {row['programs']} | "
             f"{row['seconds_with_compilation']:.0f} | {row['loss_differs_by']:.1g} |"
         )
     return "\n".join(lines)
-
-
-def _spread(values: list[float]) -> str:
-    spread = Spread.of(values)
-    return f"{spread.median:.3g} ({spread.low:.3g} to {spread.high:.3g})"
 
 
 def main() -> None:

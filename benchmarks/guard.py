@@ -64,6 +64,9 @@ class Spread:
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, low, high)
 
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
+
     def as_dict(self) -> dict[str, float]:
         """For JSON."""
         return asdict(self)

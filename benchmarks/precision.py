@@ -76,18 +76,13 @@ def report(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         has = ", ".join(name for name, there in row["instructions"].items() if there) or "none of these"
         whole, product = row["seconds"]["step"], row["seconds"]["product"]
-        cells = [_spread(whole["float32"]), _spread(whole["bfloat16"]), _ratio(whole), _ratio(product)]
-        lines.append(f"| {has} | {len(whole['float32'])} | {' | '.join(cells)} | {row['auto']} |")
+        cells = [Spread.of(whole["float32"]), Spread.of(whole["bfloat16"]), _ratio(whole), _ratio(product)]
+        lines.append(f"| {has} | {len(whole['float32'])} | {' | '.join(map(str, cells))} | {row['auto']} |")
     return "\n".join(lines)
 
 
-def _spread(values: list[float]) -> str:
-    spread = Spread.of(values)
-    return f"{spread.median:.3g} ({spread.low:.3g} to {spread.high:.3g})"
-
-
-def _ratio(seconds: dict[str, list[float]]) -> str:
-    return _spread([half / full for half, full in zip(seconds["bfloat16"], seconds["float32"], strict=True)])
+def _ratio(seconds: dict[str, list[float]]) -> Spread:
+    return Spread.of([half / full for half, full in zip(seconds["bfloat16"], seconds["float32"], strict=True)])
 
 
 def main() -> None:
