@@ -28,9 +28,10 @@ from cjepa.data import DataConfig, FolderConfig
 from cjepa.masking import build_sampler
 from cjepa.models import EncoderConfig, ModelConfig
 from cjepa.models.predictor import PredictorConfig
+from cjepa.training.config import TrainingConfig
 from cjepa.training.device_memory import keep_freed_memory
 from cjepa.training.environment import describe_environment
-from cjepa.training.trainer import Trainer, TrainingConfig
+from cjepa.training.trainer import Trainer
 from cjepa.types import Batch, MaskSampler
 
 RESULTS = Path(__file__).parent / "results" / "step.json"

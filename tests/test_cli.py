@@ -397,6 +397,28 @@ def test_evaluate_without_memory_says_what_to_lower(run: Path, monkeypatch: pyte
     refused(cjepa("evaluate", "knn", run, "k=[3]"), "out of memory (20.00 GiB could not be had); lower --batch-size")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("visualize", "pca", "RUN", "IMAGES"),
+        ("export", "RUN", "--out", "NEW"),
+        ("plan", "cifar10-small"),
+        ("report", "RUN"),
+    ],
+)
+def test_every_command_says_that_there_is_too_little_memory(
+    command: tuple[str, ...], tmp_path: Path, run: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OUT_OF_MEMORY
+
+    monkeypatch.setattr(runs, {"export": "export_run", "report": "write_report"}.get(command[0], command[0]), fail)
+    places = {"RUN": str(run), "IMAGES": str(images), "NEW": str(tmp_path / "new")}
+    refused(
+        cjepa(*(places.get(each, each) for each in command)), "out of memory (20.00 GiB could not be had); end what"
+    )
+
+
 def test_ctrl_c_outside_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -19,11 +19,12 @@ from cjepa.models.weights import Preparation, Weights, holds_weights, open_weigh
 from cjepa.objectives import IJepaConfig, SimsiamConfig, TwoViewsConfig, build_objective
 from cjepa.ranks import launched, local_count, local_rank, slots, world_size
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
+from cjepa.training.config import TrainingConfig
 from cjepa.training.device_memory import USABLE, device_memory, occupied_memory
 from cjepa.training.footprint import Footprint, Lengths, footprint, predictor_tokens, views_footprint
 from cjepa.training.parallel import Parallel
 from cjepa.training.state import Progressed
-from cjepa.training.trainer import Trainer, TrainingConfig
+from cjepa.training.trainer import Trainer
 from cjepa.types import Masks, MaskSampler, Precision
 
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"

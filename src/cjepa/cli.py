@@ -18,7 +18,7 @@ from cjepa import __version__
 from cjepa.cli_arguments import Changes, Heads, Origin, Weights, at_home, one_of, variant
 from cjepa.cli_files import embed, export, shard
 from cjepa.cli_terminal import drop_output, messages_on_terminal, print_table
-from cjepa.errors import CjepaError, NoValidCheckpointError, StoppedEarly, StorageError
+from cjepa.errors import CjepaError, NoValidCheckpointError, StoppedEarly, StorageError, enough_memory
 
 if TYPE_CHECKING:
     from cjepa.evaluation import Evaluation
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 """What standard output says on a full disk; files of the package have errors of their own."""
+_FREE_MEMORY = "end what else uses it, or take another --device where the command has one"
+"""Where nothing closer to the fault could say what to lower."""
 
 
 class _Commands(TyperGroup):
@@ -33,7 +35,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with messages_on_terminal():
+            with messages_on_terminal(), enough_memory(_FREE_MEMORY):
                 result = super().invoke(ctx)
                 sys.stdout.flush()
                 return result

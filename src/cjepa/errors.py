@@ -1,5 +1,12 @@
 """The errors a user can meet, each with the exit code that `cjepa` leaves with (docs/design.md)."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+"""What a RuntimeError says that is one of memory: torch's own of a GPU, CUDA's, its libraries', torch's of a CPU."""
+
 
 class CjepaError(Exception):
     """Base of all declared errors; its message says what happened and what to do."""
@@ -53,3 +60,16 @@ class StoppedEarly(CjepaError):  # noqa: N818  a request that was honoured, not 
     """A signal asked the run to stop; it was saved and can be resumed by the same command."""
 
     exit_code = 75
+
+
+@contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Too little memory for what is done within is an OutOfMemoryError that ends in the advice: what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _SIGNS):
+            raise
+        wanted = re.search(r"allocate (\d[\d.]* \w+)", str(error))
+        amount = f" ({wanted[1]} could not be had)" if wanted else ""
+        raise OutOfMemoryError(f"out of memory{amount}; {advice}") from error

@@ -7,7 +7,8 @@ from torch import nn
 from cjepa.models.pretrained import normalise
 from cjepa.objectives import IJepaConfig, build_objective
 from cjepa.objectives.ijepa import IJepa
-from cjepa.training.trainer import Trainer, TrainingConfig
+from cjepa.training.config import TrainingConfig
+from cjepa.training.trainer import Trainer
 from cjepa.types import Batch, Embeddings, Loss
 from tests.contracts.models import NAMES, batch_for, model_for, variant
 

@@ -7,8 +7,8 @@ from cjepa.evaluation.monitor import MonitorConfig
 from cjepa.masking import MaskingConfig, MultiblockConfig, build_sampler
 from cjepa.models import ModelConfig
 from cjepa.objectives import CJepaConfig, ContextConfig, IJepaConfig, ObjectiveConfig, TwoViewsConfig
+from cjepa.training.config import TrainingConfig
 from cjepa.training.metrics import LoggingConfig
-from cjepa.training.trainer import TrainingConfig
 from cjepa.types import Part
 
 

@@ -21,10 +21,9 @@ from cjepa.data.every_image import EveryImage, ImageBatch, iterate_every
 from cjepa.data.source import Joined
 from cjepa.embedding import Column, Features, Format, RowStore, format_of, write
 from cjepa.embedding.store import JOB, rows_kept
-from cjepa.errors import DivergedError, InputError, StoppedEarly, StorageError
+from cjepa.errors import DivergedError, InputError, StoppedEarly, StorageError, enough_memory
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.runs.sharding import data_of
-from cjepa.training.device_memory import enough_memory
 from cjepa.training.durable import replace
 from cjepa.training.interruption import Interruption
 from cjepa.training.progress import Progress

@@ -21,7 +21,7 @@ from cjepa.build import (
 )
 from cjepa.config import parse
 from cjepa.data import DataConfig, FolderConfig
-from cjepa.errors import InputError, StoppedEarly, StorageError
+from cjepa.errors import InputError, StoppedEarly, StorageError, enough_memory
 from cjepa.evaluation import Evaluation, open_task
 from cjepa.evaluation.labelled import LabelledImages
 from cjepa.evaluation.monitor import MonitorConfig
@@ -33,7 +33,6 @@ from cjepa.models.weights import Weights, holds_weights, open_weights
 from cjepa.ranks import collect, from_first, is_first, joined, rank
 from cjepa.runs.keeping import RunKeeper
 from cjepa.runs.labelled_images import open_labelled
-from cjepa.training.device_memory import enough_memory
 from cjepa.training.interruption import Interrupted, Interruption, stopping_at_once
 from cjepa.training.progress import Progress
 from cjepa.training.rows import RowLog, read_rows

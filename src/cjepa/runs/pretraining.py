@@ -15,7 +15,7 @@ from torch import nn
 from cjepa.build import CONFIG, build_probe, build_stream, build_trainer, choose_device, in_precision, start_weights
 from cjepa.config import RunConfig, dump_yaml
 from cjepa.data import Splits, TrainingStream, ViewsStream, device_images, iterate, open_source
-from cjepa.errors import InputError
+from cjepa.errors import InputError, enough_memory
 from cjepa.evaluation.monitor import Monitor
 from cjepa.models import Model
 from cjepa.models.kernels import has_fast_bfloat16
@@ -27,7 +27,7 @@ from cjepa.runs.gathering import Gathered
 from cjepa.runs.recording import Recorder
 from cjepa.runs.waiting import Waiting
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
-from cjepa.training.device_memory import device_memory, enough_memory
+from cjepa.training.device_memory import device_memory
 from cjepa.training.divergence import RolledBack
 from cjepa.training.environment import describe_environment, essentials
 from cjepa.training.health import Verdict

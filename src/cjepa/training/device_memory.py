@@ -1,16 +1,12 @@
-"""How much memory there is, how much this process has of it, and what to say when it is not enough."""
+"""How much memory there is, how much this process has of it, and how it keeps what it has."""
 
 import ctypes
 import os
 import platform
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from cjepa.errors import OutOfMemoryError
 from cjepa.ranks import local_count
 
 USABLE = 0.8
@@ -20,22 +16,6 @@ CUDA_CONTEXT = 0.7 * (1 << 30)
 """Bytes that a process holds on a GPU besides tensors: assumed, not measured here."""
 
 _TRIM_ABOVE, _MOST_MAPPED = -1, -4  # glibc's M_TRIM_THRESHOLD and M_MMAP_MAX; -1 for the first means never
-
-_SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-"""What a RuntimeError says that is one of memory: torch's own of a GPU, CUDA's, its libraries', torch's of a CPU."""
-
-
-@contextmanager
-def enough_memory(advice: str) -> Iterator[None]:
-    """Too little memory for what is done within is an OutOfMemoryError that ends in the advice: what to lower."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _SIGNS):
-            raise
-        wanted = re.search(r"allocate (\d[\d.]* \w+)", str(error))
-        amount = f" ({wanted[1]} could not be had)" if wanted else ""
-        raise OutOfMemoryError(f"out of memory{amount}; {advice}") from error
 
 
 def device_memory(device: torch.device) -> float:
