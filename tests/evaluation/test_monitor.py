@@ -55,6 +55,31 @@ def test_measuring_leaves_the_model_and_the_random_state_alone() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_images_are_read_once_where_they_fit(monkeypatch: pytest.MonkeyPatch, labelled: bool) -> None:
+    loaded: list[int] = []
+    original = Textures.load
+    monkeypatch.setattr(Textures, "load", lambda self, index: (loaded.append(index), original(self, index))[1])
+    model = build_model(tiny_config())
+
+    def twice() -> tuple[list[dict[str, float]], list[int]]:
+        measures = monitor(Textures(32), Textures(16, seed=1)) if labelled else monitor(unlabelled(16), None)
+        values, counts = [], []
+        for _ in range(2):
+            loaded.clear()
+            values.append(measures.measure(model))
+            counts.append(len(loaded))
+        return values, counts
+
+    kept, (first, second) = twice()
+    batch = tiny_config().training.batch_size  # that of the explained variance
+    assert first > second == batch
+    monkeypatch.setattr("cjepa.evaluation.monitor.KEPT", 0)
+    read_again, (first, second) = twice()
+    assert first == second > batch
+    assert kept[0] == kept[1] == read_again[0] == read_again[1]
+
+
 def test_without_labels_crops_are_found_again() -> None:
     values = monitor(unlabelled(16), None)
     assert values.quality == "crop_retrieval"

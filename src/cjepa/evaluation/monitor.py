@@ -1,15 +1,17 @@
 """What is measured while a run trains: the representation, what the predictor explains, and a cheap accuracy."""
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from pydantic import Field, field_validator
 from torch import Tensor
+from torch.utils.data import Dataset
 from torch.utils.data import Subset as ChosenItems
 
 from cjepa.data import (
@@ -25,7 +27,7 @@ from cjepa.data import (
 from cjepa.data.source import NO_LABEL, Subset
 from cjepa.errors import InputError, WorkerError
 from cjepa.evaluation import FeatureEvaluation, evaluate
-from cjepa.evaluation.features import LabelledFeatures, extract_features
+from cjepa.evaluation.features import LabelledFeatures, batches_of, extract_features
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
 from cjepa.evaluation.linear import LinearConfig
 from cjepa.evaluation.pooling import LAST_LAYER
@@ -43,6 +45,8 @@ NEIGHBOURS = 20
 PROBE = LinearConfig(inverse_regularisation=(0.03,), max_iterations=30)
 """A linear probe for curves: one strength for all moments, so that steps compare and nothing is chosen each time."""
 _AT_ONCE = 1 << 20  # random numbers in memory
+KEPT = 1 << 29
+"""Bytes of images that a process keeps between two measurements: more are read and decoded each time."""
 PROBE_STEP = 1 << 40
 """Crops and masks of the explained variance come from a step that no training reaches."""
 
@@ -101,11 +105,12 @@ class Monitor:
         self.images = some_images(splits.test or splits.train, config.test_images)
         self.quality = f"knn_{NEIGHBOURS}_centred" if self.labelled else "crop_retrieval"
         self.seen: Seen | None = None
+        self._kept: dict[str, UInt8[Tensor, "n *views 3 H W"]] = {}
         self.count = len(self.labelled.test) if self.labelled and self.labelled.test else len(self.images)
 
     def measure(self, model: Model) -> dict[str, float]:
         """Values of the target encoder on fixed images, and of the predictor on a fixed batch."""
-        test = self._features(model, EvaluationImages(self.labelled_test(), self.data))
+        test = self._features(model, "test", EvaluationImages(self.labelled_test(), self.data))
         deviations = dimension_std(test)
         explained, errors = self._prediction(model)
         values = {
@@ -126,9 +131,9 @@ class Monitor:
 
     def _accuracy(self, model: Model, test: Tensor) -> tuple[dict[str, float], Tensor | None]:
         if self.labelled is None or self.labelled.test is None:
-            crops = self._features(model, TwoCrops(self.images, self.data, self.stream.seed))
+            crops = self._features(model, "crops", TwoCrops(self.images, self.data, self.stream.seed))
             return {"crop_retrieval": crop_retrieval(crops[:, 0], crops[:, 1])}, None
-        train = self._features(model, EvaluationImages(self.labelled.train, self.data))
+        train = self._features(model, "train", EvaluationImages(self.labelled.train, self.data))
         source, target = self.labelled.train, self.labelled.test
         features = LabelledFeatures.select(train, source.labels, test, target.labels, source.classes)
         values = knn_accuracy(KnnConfig(k=(NEIGHBOURS,)), features)
@@ -139,7 +144,7 @@ class Monitor:
                 _log.warning("monitor.evaluations: %s is left out: %s", evaluation.name, error)
         return values, train
 
-    def _features(self, model: Model, images: EvaluationImages | TwoCrops) -> Tensor:
+    def _features(self, model: Model, name: str, images: EvaluationImages | TwoCrops) -> Tensor:
         # As many images for every rank, so that all ask shards of each other equally often; the last ones come twice.
         each = -(-len(images) // world_size())
         own = [min(index, len(images) - 1) for index in range(rank() * each, (rank() + 1) * each)]
@@ -148,7 +153,7 @@ class Monitor:
         try:
             features = extract_features(
                 model.target_encoder,
-                images if world_size() == 1 else ChosenItems(images, own),
+                self._read(name, images if world_size() == 1 else ChosenItems(images, own)),
                 self.data.mean,
                 self.data.std,
                 device=self.device,
@@ -161,6 +166,17 @@ class Monitor:
             failure = error
         together(failure)
         return gather(features)[: len(images)]
+
+    def _read(self, name: str, images: Dataset[Tensor]) -> Dataset[Tensor] | UInt8[Tensor, "n *views 3 H W"]:
+        """The images themselves once they were read, where they fit into what is kept; else as they are."""
+        if name not in self._kept:
+            data, views = self.data, 2 if name == "crops" else 1
+            size = len(images) * views * 3 * math.prod(data.size)  # type: ignore[arg-type]  # it has a length
+            if size + sum(kept.nbytes for kept in self._kept.values()) > KEPT:
+                return images
+            read = batches_of(images, self.config.batch_size, data.processes, patience=data.worker_timeout)
+            self._kept[name] = torch.cat(list(read))
+        return self._kept[name]
 
     @torch.no_grad()
     def _prediction(self, model: Model) -> tuple[float, Float[Tensor, "N"]]:
