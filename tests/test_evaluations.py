@@ -211,6 +211,13 @@ def test_other_weights_in_the_same_place_have_results_of_their_own(run: Path, im
     assert table.rows[3][1] == f"{first[3].values['knn_3']:.1f}", "of the weights that are there"
 
 
+def test_weights_need_no_labelled_images_where_the_evaluation_names_its_own(exported: Path, data: Path) -> None:
+    evaluation = PatchRetrievalConfig(data=data / "scenes")
+    assert [each.encoder for each in evaluate_run(exported, [evaluation], device="cpu")] == ["untrained", "target"]
+    with pytest.raises(InputError, match=r"weights do not say which images .* --images"):
+        evaluate_run(exported, [KnnConfig(k=(3,))], device="cpu")
+
+
 def test_normalised_otherwise_it_is_another_encoder(images: Path, exported: Path) -> None:
     first = evaluate_run(exported, [KnnConfig(k=(3,))], images=images, device="cpu", comparisons=False)
     config = json.loads((exported / "config.json").read_text())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cjepa.config import RunConfig, parse
-from cjepa.errors import CjepaError, InputError, WorkerError
+from cjepa.errors import CjepaError, InputError
 from cjepa.ranks import rank
 from cjepa.runs import pretrain
 from cjepa.training.batch_loss import BatchLoss
@@ -143,15 +143,15 @@ def run_with_unreadable_input(images: Path, folder: Path) -> Ended:
         return run(images, folder, {})
 
 
-def run_with_a_dead_worker_in_an_evaluation(images: Path, folder: Path) -> Ended:
-    """A worker of the second rank dies while the ranks measure, at the second time that they do."""
+def run_with_a_fault_in_an_evaluation(images: Path, folder: Path, fault: type[CjepaError]) -> Ended:
+    """A worker of the second rank dies, or its images are gone, at the second time that the ranks measure."""
     from cjepa.evaluation import monitor
 
     extract, calls = monitor.extract_features, count()
 
     def dying(*arguments: Any, **options: Any) -> Tensor:
         if rank() == 1 and next(calls) == 2:  # training and test images, each time
-            raise WorkerError("data worker 0 was killed")
+            raise fault("data worker 0 was killed")
         return extract(*arguments, **options)
 
     with patch.object(monitor, "extract_features", dying):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+from cjepa.errors import CjepaError, InputError, WorkerError
 from cjepa.runs.caching import CACHE
 from cjepa.runs.report import REPORT
 from cjepa.runs.snapshots import SnapshotStore
@@ -127,9 +128,12 @@ def test_an_error_of_one_rank_is_an_error_of_all(tmp_path: Path, images: Path) -
         assert "No space left" in str(ended.error)
 
 
-def test_a_worker_of_one_rank_that_dies_in_an_evaluation_saves_the_run_of_all(tmp_path: Path, images: Path) -> None:
-    for ended in on_ranks(2, runs.run_with_a_dead_worker_in_an_evaluation, images, tmp_path):
-        assert ended.code == 75
+@pytest.mark.parametrize("fault", [WorkerError, InputError])
+def test_a_fault_of_one_rank_in_an_evaluation_saves_the_run_of_all(
+    tmp_path: Path, images: Path, fault: type[CjepaError]
+) -> None:
+    for ended in on_ranks(2, runs.run_with_a_fault_in_an_evaluation, images, tmp_path, fault):
+        assert ended.code == fault.exit_code
         assert ended.error == (
             "data worker 0 was killed. Stopped after step 4 of 12 and saved; the same command continues the run"
         )

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,34 @@ def test_average_precision_equals_torchmetrics(shapes: Path) -> None:
     assert 0 < values["mask_AP"] < values["mask_AP50"] < 100
 
 
+def rewritten(shapes: Path, change: Callable[[int, dict[str, Any]], None]) -> Path:
+    """The test annotations, each changed as its number from 0 says."""
+    path = shapes / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    for number, each in enumerate(content["annotations"]):
+        change(number, each)
+    path.write_text(json.dumps(content))
+    return shapes
+
+
+@pytest.mark.parametrize("numbered", [lambda number: number, lambda _: 1])
+def test_how_a_file_numbers_its_objects_changes_no_score(shapes: Path, numbered: Callable[[int], int]) -> None:
+    """pycocotools takes a match with object 0 for none, and objects of one number for one."""
+    rewritten(shapes, lambda number, each: each.update(id=numbered(number)))
+    truth, found = true_predictions(shapes)
+    assert len(truth.anns) == len(found) == 6
+    assert {round(value, 6) for value in scores(truth, found).values()} == {100.0}
+
+
+def test_what_a_file_leaves_out_is_taken_from_the_masks(shapes: Path) -> None:
+    before = open_coco(shapes).test.index.anns
+    missing = ("area", "bbox", "iscrowd")
+    rewritten(shapes, lambda number, each: each.pop(missing[number % 3]) and each.pop(missing[(number + 1) % 3]))
+    truth, found = true_predictions(shapes)
+    assert truth.anns == before
+    assert {round(value, 6) for value in scores(truth, found).values()} == {100.0}
+
+
 def as_metric(things: list[dict[str, Any]], image_id: int) -> dict[str, torch.Tensor]:
     own = [each for each in things if each["image_id"] == image_id]
     boxes = torch.tensor([each["bbox"] for each in own]).reshape(-1, 4)
@@ -205,6 +234,11 @@ def broken(shapes: Path, what: str) -> None:
             (shapes / "val" / "2.png").unlink()
         case "objects":
             content["annotations"] = []
+        case "crowds":
+            for each in content["annotations"]:
+                each["iscrowd"] = 1
+        case "width":
+            del content["images"][0]["width"]
         case "category":
             content["annotations"][0]["category_id"] = 5
         case "foreign":
@@ -228,6 +262,8 @@ def broken(shapes: Path, what: str) -> None:
         ("layout", "has no annotations in COCO's layout"),
         ("images", "1 images of instances_val.json are not in .*, the first is 2.png"),
         ("objects", "holds no objects; detection needs boxes and masks"),
+        ("crowds", "holds no objects but crowds or empty ones"),
+        ("width", r"cannot be read as COCO annotations \(KeyError: 'width'\)"),
         ("category", "object 1 has category 5, which is not among its categories"),
         ("foreign", "has objects of image 99, which it does not list"),
         ("mask", "object 1 has no segmentation"),

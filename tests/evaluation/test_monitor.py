@@ -13,8 +13,9 @@ from cjepa.data import Splits
 from cjepa.errors import InputError
 from cjepa.evaluation.features import LabelledFeatures
 from cjepa.evaluation.linear import LinearConfig, linear_accuracy
-from cjepa.evaluation.monitor import PROBE, Monitor, MonitorConfig
+from cjepa.evaluation.monitor import FEWEST, PROBE, Monitor, MonitorConfig
 from cjepa.evaluation.retrieval import RetrievalConfig
+from cjepa.training.health import COLLAPSED_RANK
 from tests.training.conftest import Textures, tiny_config
 
 CPU = torch.device("cpu")
@@ -26,8 +27,8 @@ def monitor(train: Textures, test: Textures | None, **limits: object) -> Monitor
     return Monitor(config.monitor, config.data, splits, build_stream(config, splits), CPU, "float32")
 
 
-def unlabelled(per_class: int) -> Textures:
-    images = Textures(per_class)
+def unlabelled(per_class: int, classes: int = 4) -> Textures:
+    images = Textures(per_class, classes)
     images.labels = np.full(len(images), -1)
     images.classes = ()
     return images
@@ -90,6 +91,18 @@ def test_a_test_class_without_training_images_is_left_out() -> None:
     some = monitor(Textures(32, classes=2), Textures(16, classes=4, seed=1))
     assert some.count == 32
     assert "knn_20_centred" in some.measure(build_model(tiny_config()))
+
+
+@pytest.mark.parametrize("count", [1, 2, FEWEST - 1])
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_handful_of_test_images_is_no_collapse(count: int, labels: bool) -> None:
+    """Of two embeddings the effective rank is 1, and of one there is none."""
+    test = Textures(1, classes=count, seed=1) if labels else unlabelled(1, count)
+    few = monitor(Textures(16) if labels else unlabelled(16), test)
+    values = few.measure(build_model(tiny_config()))
+    assert few.quality == "crop_retrieval"
+    assert few.count == 64
+    assert values["effective_rank"] > COLLAPSED_RANK
 
 
 def test_rare_classes_do_not_end_a_run() -> None:

@@ -1,5 +1,9 @@
 """Features of several layers, and features that lie on the disk."""
 
+import errno
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,9 @@ from cjepa.evaluation import storage
 from cjepa.evaluation.features import LabelledFeatures, extract_features
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy, nearest
 from cjepa.evaluation.pooling import PoolingConfig, pooled
+from cjepa.evaluation.work import Silent, Work
 from cjepa.models import EncoderConfig, VisionTransformer
+from tests.evaluation.labelled_colours import labelled_colours
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 CPU = torch.device("cpu")
@@ -78,11 +84,48 @@ def test_features_on_the_disk_are_the_same_and_leave_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_baselines_that_do_not_fit_lie_on_the_disk_too_and_tell_how_far_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, told = labelled_colours(tmp_path / "images"), list[int]()
+    (tmp_path / "scratch").mkdir()
+
+    class Told(Silent):
+        def update(self, done: int, values: Mapping[str, str | int | float], images: int = 0) -> None:
+            told.append(done)
+
+    work = Work(scratch=tmp_path / "scratch", batch_size=25, progress=lambda *_: nullcontext(Told()))
+    in_memory = images.baseline("raw pixels", work)
+    images.baseline("colour statistics", work)  # forgets the pixels
+    assert told == [25, 50, 60, 85, 96] * 2
+    maps = Path("/proc/self/maps")
+    assert str(work.scratch) not in maps.read_text()
+    monkeypatch.setattr(storage, "FITS", 100)
+    mapped = images.baseline("raw pixels", work)
+    assert maps.read_text().count(str(work.scratch)) == 2
+    assert in_memory is not None
+    assert mapped is not None
+    assert torch.equal(mapped.train, in_memory.train)
+    assert torch.equal(mapped.test, in_memory.test)
+
+
 def test_a_full_disk_is_an_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "FITS", 100)
     store = storage.FeatureStore(10, tmp_path / "missing")
     with pytest.raises(InputError, match="make room there"):
         store.append(torch.zeros(2, 50))
+
+
+def test_a_disk_without_room_for_all_is_an_input_error_before_the_first_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_file: int, _offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), size)
+
+    monkeypatch.setattr(storage, "FITS", 100)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InputError, match="No space left on device; make room there"):
+        storage.FeatureStore(10, tmp_path).append(torch.zeros(2, 50))
 
 
 def test_nearest_does_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,6 +177,11 @@ def test_fitting_leaves_the_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_any_seed_of_a_run_will_do() -> None:
+    plan, _ = quadratic(3, lambda parameters: torch.optim.SGD(parameters, 0.1))
+    fit(plan, Work(seed=2**63 - 1))
+
+
 def test_rates_are_scaled_by_group() -> None:
     plan, layer = quadratic(1, lambda parameters: torch.optim.SGD([{"params": parameters, SCALE: 0.0}], 1.0))
     before = layer.weight.clone()

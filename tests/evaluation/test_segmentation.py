@@ -1,6 +1,10 @@
 """Segmentation: scores equal to torchmetrics, windows that tile an image, layouts, and what is refused."""
 
 import copy
+import os
+import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from cjepa.data import DataConfig, FolderConfig
@@ -109,6 +114,24 @@ def test_scales_and_mirror_images_come_back_to_the_image() -> None:
     torch.testing.assert_close(result, expected, atol=0.02, rtol=0)
     smaller = multi_scale(image, colours, (16, 16), 16, (1.0,), False, 0.5, 8, torch.device("cpu"))
     assert smaller.shape == (3, 30, 40)
+
+
+class Sizes(TorchDispatchMode):
+    """The most numbers in one tensor that an operation within made."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        self.most = max(self.most, result.numel() if isinstance(result, torch.Tensor) else 0)
+        return result
+
+
+def test_many_looks_at_an_image_need_no_more_memory_than_two() -> None:
+    image = Image.fromarray(np.zeros((64, 64, 3), dtype=np.uint8))
+    with Sizes() as sizes:
+        multi_scale(image, colours, (16, 16), None, (0.25, 0.5, 0.5, 0.75), True, 1.0, 1, torch.device("cpu"))
+    assert sizes.most == 3 * 64 * 64
 
 
 def test_training_windows_keep_pixels_and_labels_together(scenes: Path) -> None:
@@ -227,6 +250,15 @@ def broken(scenes: Path, what: str) -> SegmentationConfig:
             Image.fromarray(np.zeros((36, 28, 3), dtype=np.uint8)).save(mask)
         case "text":
             mask.write_text("no picture")
+        case "bomb":
+            header = b"IHDR" + struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
+            parts = (header, b"IDAT" + zlib.compress(b"\0"))
+            chunks = (struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts)
+            mask.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+        case "link":
+            image = scenes / "images" / "train" / "00.png"
+            image.unlink()
+            image.symlink_to("gone.png")
         case "range":
             keys["classes"] = 2
         case "unseen":
@@ -265,6 +297,19 @@ def test_files_tell_images_from_others_of_the_same_names(scenes: Path) -> None:
     assert open_segmentation_data(scenes, None, 255, None).fingerprint != before
 
 
+def test_names_that_are_no_text_are_names(scenes: Path) -> None:
+    for folder in ("images", "masks"):
+        path = scenes / folder / "train" / "00.png"
+        path.rename(path.with_name(os.fsdecode(b"\xff\xfe 0.png")))
+    assert len(open_segmentation_data(scenes, None, 255, None).train) == 12
+
+
+def test_test_images_without_masks_leave_those_of_val(scenes: Path) -> None:
+    (scenes / "masks" / "test").rename(scenes / "masks" / "val")
+    shutil.copytree(scenes / "images" / "test", scenes / "images" / "val")
+    assert {pair.image.parent.name for pair in open_segmentation_data(scenes, None, 255, None).test} == {"val"}
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
@@ -273,6 +318,8 @@ def test_files_tell_images_from_others_of_the_same_names(scenes: Path) -> None:
         ("size", "10 x 10 pixels, its image 28 x 36; masks must have the size of their image"),
         ("colours", "is a RGB image; masks hold one number a pixel"),
         ("text", "cannot be read as a mask"),
+        ("bomb", "cannot be read as a mask: Image size .400000000 pixels. exceeds limit"),
+        ("link", "00.png cannot be found: No such file or directory; replace or remove it"),
         ("range", "has the label 2, but there are 2 classes, from 0 to 1"),
         ("unseen", "no training mask in .* holds label 2, which test masks hold"),
         ("unlabelled", "holds a label but 255; there is nothing to learn"),

@@ -93,6 +93,14 @@ def test_other_images_are_allowed_by_name(run: Path, finished: Path, images: Pat
     assert cjepa(*command, "--allow-change", "images").exit_code == 0
 
 
+def test_images_that_lost_their_labels_are_no_other_images(run: Path, finished: Path, tmp_path: Path) -> None:
+    bare = write_images(tmp_path / "bare", ("",), 48)
+    command = ("pretrain", finished / "tiny.yaml", f"data={bare}", "--out", run, "--allow-change", "images")
+    result = cjepa(*command, "--allow-change", "data.source")
+    assert result.exit_code == 2, result.output
+    assert "is judged by knn_20_centred so far, and these images would have it judged by crop_retrieval" in said(result)
+
+
 def test_another_architecture_is_refused_by_the_tensor_that_differs(run: Path, finished: Path, images: Path) -> None:
     result = cjepa(
         "pretrain",

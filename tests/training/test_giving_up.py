@@ -49,8 +49,11 @@ def test_the_dump_holds_the_weights_before_and_the_images_of_every_step(tmp_path
     assert_same_bits(everything(again.trainer), everything(run.trainer))
 
 
-def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path: Path) -> None:
-    run = Run(tiny_config(training=training() | {"checkpoint_every": 0.125, "evaluate_every": 100.0}), tmp_path)
+@pytest.mark.parametrize("evaluate_every", [100.0, 0.125])
+def test_weights_that_are_not_finite_never_replace_good_ones(tmp_path: Path, evaluate_every: float) -> None:
+    """Also where they are measured before they are saved."""
+    every = {"checkpoint_every": 0.125, "evaluate_every": evaluate_every}
+    run = Run(tiny_config(training=training() | every), tmp_path)
     step = run.trainer.optimizer.step
 
     def poisonous():  # type: ignore[no-untyped-def]

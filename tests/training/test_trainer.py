@@ -9,6 +9,7 @@ from cjepa.build import build_stream, build_trainer
 from cjepa.data import Splits, iterate
 from cjepa.data.decoding import UnreadableImageError
 from cjepa.errors import DivergedError, InputError, StoppedEarly
+from cjepa.models import Model
 from cjepa.training.batch_loss import on_host
 from cjepa.training.metrics import read_metrics
 from cjepa.training.rows import read_rows
@@ -125,6 +126,25 @@ def test_images_that_are_gone_cost_no_step(tmp_path: Path) -> None:
     again = Run(tiny_config(), tmp_path)
     assert_same_bits(weights, everything(again.trainer))
     assert again.train().state != "collapse"
+
+
+def test_images_that_are_gone_when_they_are_measured_cost_no_step(tmp_path: Path) -> None:
+    run = Run(tiny_config(), tmp_path, Vanishing(per_class=64))
+    measure = run.monitor.measure
+
+    def vanishing(model: Model) -> dict[str, float]:
+        run.stream.source.gone = run.trainer.progress.step == 16  # type: ignore[attr-defined]
+        return measure(model)
+
+    run.monitor.measure = vanishing  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=r"could not be read.* Stopped after step 16 of 24 and saved; the same"):
+        run.train()
+    assert run.store.steps()[-1] == 16
+    again = Run(tiny_config(), tmp_path)
+    assert_same_bits(everything(run.trainer), everything(again.trainer))
+    again.train()
+    steps = [row["step"] for row in read_rows(tmp_path / "metrics.jsonl") if row["split"] == "evaluation"]
+    assert steps == [0, 8, 16, 24]
 
 
 def test_the_warm_up_must_end_within_the_training() -> None:

@@ -106,20 +106,19 @@ def _split(root: Path, name: str) -> CocoSplit:
     if images is None:
         raise InputError(f"{root / name} does not exist; put the images of {path.name} there")
     index = _index(path)
-    annotated = {each["image_id"] for each in index.anns.values()}
+    objects = index.dataset["annotations"]
+    annotated = {each["image_id"] for each in objects}
     ids = tuple(sorted(index.imgs))
-    if not annotated:
-        raise InputError(f"{path} holds no objects; detection needs boxes and masks to learn from and to score")
     foreign = annotated - set(ids)
     if foreign:
         raise InputError(f"{path} has objects of image {min(foreign)}, which it does not list; repair the annotations")
-    wrong = [each for each in index.anns.values() if each["category_id"] not in index.cats]
+    wrong = [each for each in objects if each["category_id"] not in index.cats]
     if wrong:
         raise InputError(
             f"{path}: object {wrong[0]['id']} has category {wrong[0]['category_id']}, which is not among its "
             "categories; correct the annotations"
         )
-    bare = [each for each in index.anns.values() if not each.get("segmentation")]
+    bare = [each for each in objects if not each.get("segmentation")]
     if bare:
         raise InputError(f"{path}: object {bare[0]['id']} has no segmentation; Mask R-CNN needs a mask of every object")
     missing = [index.imgs[each]["file_name"] for each in ids if not (images / index.imgs[each]["file_name"]).is_file()]
@@ -127,7 +126,29 @@ def _split(root: Path, name: str) -> CocoSplit:
         raise InputError(
             f"{len(missing)} images of {path.name} are not in {images}, the first is {missing[0]}; add them"
         )
-    return CocoSplit(images, index, ids)
+    _complete(index)
+    split = CocoSplit(images, index, ids)
+    if not any(split.objects(each) for each in ids):
+        but = " but crowds or empty ones" if objects else ""
+        raise InputError(f"{path} holds no objects{but}; detection needs boxes and masks to learn from and to score")
+    return split
+
+
+def _complete(index: Any) -> None:
+    """Give objects what pycocotools needs to score them and many files leave out.
+
+    And numbers from 1 on: it takes a match with an object of number 0 for none, and objects of one number for one.
+    """
+    from pycocotools import mask as encoding
+
+    for number, each in enumerate(index.dataset["annotations"], start=1):
+        each["id"] = number
+        each["iscrowd"] = int(bool(each.get("iscrowd")))
+        if "area" not in each or not each.get("bbox"):
+            encoded = index.annToRLE(each)
+            each.setdefault("area", float(encoding.area(encoded)))
+            each["bbox"] = each.get("bbox") or encoding.toBbox(encoded).tolist()
+    _indexed(index)
 
 
 def _index(path: Path) -> Any:
@@ -139,11 +160,17 @@ def _index(path: Path) -> Any:
         content = json.loads(path.read_text(encoding="utf-8"))
         index = COCO()
         index.dataset = {key: content[key] for key in ("images", "annotations", "categories")} | {"info": {}}
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints how far it is
-            index.createIndex()
+        _indexed(index)
+        for each in content["images"]:
+            each["file_name"], each["width"], each["height"]  # a KeyError names what is missing
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read as COCO annotations ({type(error).__name__}: {error})") from error
     return index
+
+
+def _indexed(index: Any) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints how far it is
+        index.createIndex()
 
 
 def scores(truth: Any, found: list[dict[str, Any]]) -> dict[str, float]:

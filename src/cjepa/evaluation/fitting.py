@@ -66,7 +66,7 @@ def fit(plan: Plan[B], work: Work) -> None:
     ):
         line.update(start, {})
         for step, batch in enumerate(batches, start):
-            torch.manual_seed(work.seed * 1_000_003 + step)
+            torch.manual_seed((work.seed * 1_000_003 + step) % 2**64)  # the most that torch takes
             loss = _take_step(plan, batch, step)
             line.update(step + 1, {"loss": loss}, plan.images)
             asked = work.stop()

@@ -16,6 +16,7 @@ from cjepa.evaluation.baselines import colour_statistics, raw_pixels
 from cjepa.evaluation.features import LabelledFeatures, batches_of, check_classes, extract_features
 from cjepa.evaluation.pooling import PoolingConfig
 from cjepa.evaluation.shares import in_shares, share
+from cjepa.evaluation.storage import FeatureStore
 from cjepa.evaluation.work import Work
 from cjepa.models.pretrained import PretrainedEncoder, normalise
 from cjepa.ranks import on_first, rank
@@ -99,13 +100,16 @@ class LabelledImages:
         return on_first(lambda: self._labelled(*parts))
 
     def _computed(self, function: Callable[[Tensor], Tensor], work: Work) -> LabelledFeatures:
-        def features(source: ImageSource) -> Tensor:
-            images = EvaluationImages(source, self.data)
-            batches = batches_of(images, work.batch_size, work.workers, patience=work.patience)
-            return torch.cat([function(batch) for batch in batches])
+        def features(source: ImageSource, before: int) -> Tensor:
+            images, store = EvaluationImages(source, self.data), FeatureStore(len(source), work.scratch)
+            for batch in batches_of(images, work.batch_size, work.workers, patience=work.patience):
+                store.append(function(batch))
+                before += len(batch)
+                line.update(before, {}, len(batch))
+            return store.joined()
 
-        with work.promptly():
-            return self._labelled(features(self.train), features(self.test))
+        with work.promptly(), work.progress("pixels", len(self.train) + len(self.test)) as line:
+            return self._labelled(features(self.train, 0), features(self.test, len(self.train)))
 
     def _labelled(self, train: Tensor | None, test: Tensor | None) -> LabelledFeatures:
         assert train is not None

@@ -25,7 +25,7 @@ from cjepa.data import (
     labelled_only,
 )
 from cjepa.data.source import NO_LABEL, Subset
-from cjepa.errors import InputError, WorkerError
+from cjepa.errors import CjepaError, InputError
 from cjepa.evaluation import FeatureEvaluation, evaluate
 from cjepa.evaluation.features import LabelledFeatures, batches_of, extract_features
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
@@ -37,11 +37,15 @@ from cjepa.models import Model
 from cjepa.models.pretrained import normalise
 from cjepa.randomness import Stream, uniform_rows
 from cjepa.ranks import from_first, gather, rank, together, world_size
-from cjepa.types import Part, Precision
+from cjepa.types import Batch, Part, Precision
 
 _log = logging.getLogger(__name__)
 
 NEIGHBOURS = 20
+QUALITIES = (f"knn_{NEIGHBOURS}_centred", "crop_retrieval")
+"""The accuracies that runs are judged by: with enough labelled images, and without."""
+FEWEST = 5
+"""Images without which nothing is measured on them: two embeddings have the effective rank of a collapse, one none."""
 PROBE = LinearConfig(inverse_regularisation=(0.03,), max_iterations=30)
 """A linear probe for curves: one strength for all moments, so that steps compare and nothing is chosen each time."""
 _AT_ONCE = 1 << 20  # random numbers in memory
@@ -102,8 +106,9 @@ class Monitor:
         self.device = device
         self.precision = precision
         self.labelled = _sample(config, labelled_splits(splits))
-        self.images = some_images(splits.test or splits.train, config.test_images)
-        self.quality = f"knn_{NEIGHBOURS}_centred" if self.labelled else "crop_retrieval"
+        own = splits.test if splits.test is not None and len(splits.test) >= FEWEST else splits.train
+        self.images = some_images(own, config.test_images)
+        self.quality = QUALITIES[0 if self.labelled else 1]
         self.seen: Seen | None = None
         self._kept: dict[str, UInt8[Tensor, "n *views 3 H W"]] = {}
         self.count = len(self.labelled.test) if self.labelled and self.labelled.test else len(self.images)
@@ -148,7 +153,7 @@ class Monitor:
         # As many images for every rank, so that all ask shards of each other equally often; the last ones come twice.
         each = -(-len(images) // world_size())
         own = [min(index, len(images) - 1) for index in range(rank() * each, (rank() + 1) * each)]
-        failure: WorkerError | None = None
+        failure: CjepaError | None = None
         features = torch.empty(0)
         try:
             features = extract_features(
@@ -162,7 +167,7 @@ class Monitor:
                 workers=self.data.processes,
                 patience=self.data.worker_timeout,
             )
-        except WorkerError as error:  # on one rank alone, and all save the run for it
+        except CjepaError as error:  # on one rank alone, and all save the run for it
             failure = error
         together(failure)
         return gather(features)[: len(images)]
@@ -178,13 +183,25 @@ class Monitor:
             self._kept[name] = torch.cat(list(read))
         return self._kept[name]
 
+    def _probe(self) -> Batch:
+        """The same images, crops and masks on every rank and at every call; an error of one rank is one of all."""
+        batch: Batch | None = None
+        failure: CjepaError | None = None
+        try:
+            batch = self.stream[PROBE_STEP]
+        except CjepaError as error:
+            failure = error
+        together(failure)
+        assert batch is not None, "together raises"
+        return batch
+
     @torch.no_grad()
     def _prediction(self, model: Model) -> tuple[float, Float[Tensor, "N"]]:
         """The explained variance and the errors by position, on a batch that no training sees.
 
         Of two views: what one tells of the other. They have no positions, so their errors are NaN.
         """
-        batch = self.stream[PROBE_STEP]
+        batch = self._probe()
         views = batch.images if batch.second is None else torch.cat([batch.images, batch.second])
         images = normalise(views.to(self.device), self.data.mean, self.data.std)
         shown = (images, batch.masks.to(self.device)) if batch.second is None else images.chunk(2)
@@ -201,13 +218,16 @@ class Monitor:
 
 
 def _sample(config: MonitorConfig, splits: Splits | None) -> Splits | None:
-    """Some training images, and some test images of their classes; None where that leaves nothing to tell apart."""
+    """Some training images, and some test images of their classes; None where that leaves too little to tell apart."""
     if splits is None or splits.test is None:
         return None
     train = some_images(labelled_only(splits.train), config.train_images)
     known = np.unique(train.labels)
     usable = np.flatnonzero(np.isin(splits.test.labels, known))
     if len(known) < 2 or not len(usable):
+        return None
+    if len(usable) < FEWEST:
+        _log.warning("only %d labelled images are left to test on: crops are found again instead", len(usable))
         return None
     return Splits(train, some_images(Subset(splits.test, usable), config.test_images))
 

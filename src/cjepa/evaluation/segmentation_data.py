@@ -95,7 +95,7 @@ def read_mask(path: Path) -> Int[np.ndarray, "H W"]:
                     "colours to class numbers first"
                 )
             return np.asarray(mask).astype(np.int64)
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as a mask: {error}; replace or remove it and its image") from error
 
 
@@ -133,7 +133,9 @@ def open_segmentation_data(
 def _pairs(root: Path) -> tuple[tuple[Pair, ...], tuple[Pair, ...], bool]:
     for number, (images, masks, trains, tests) in enumerate(LAYOUTS):
         train = next((name for name in trains if (root / images / name).is_dir()), None)
-        test = next((name for name in tests if (root / images / name).is_dir()), None)
+        # Test images are often published without masks: those that have some come first.
+        found = sorted(tests, key=lambda name: not (root / masks / name).is_dir())
+        test = next((name for name in found if (root / images / name).is_dir()), None)
         if train and test and (root / masks).is_dir():
             parts = [_pairs_of(root / images / split, root / masks / split) for split in (train, test)]
             return parts[0], parts[1], number == 1

@@ -62,7 +62,7 @@ def multi_scale(
     device: torch.device,
 ) -> Float[Tensor, "C H W"]:
     """Mean over scales, and mirror images, of the sliding predictions, brought to the size of the image."""
-    predictions = []
+    total: Tensor | None = None  # one map for all, since a map of many classes and pixels is large
     for scale in scales:
         pixels = torch.from_numpy(np.array(resized_image(image, shorter_side, scale))).permute(2, 0, 1).to(device)
         for mirrored in (False, True) if mirror else (False,):
@@ -70,8 +70,10 @@ def multi_scale(
             prediction = sliding(given, predict, window, stride_share, batch_size)
             prediction = prediction.flip(2) if mirrored else prediction
             size = (image.height, image.width)
-            predictions.append(interpolate(prediction[None], size, mode="bilinear", antialias=False)[0])
-    return torch.stack(predictions).mean(0)
+            prediction = interpolate(prediction[None], size, mode="bilinear", antialias=False)[0]
+            total = prediction if total is None else total + prediction
+    assert total is not None, "there is a scale"
+    return total / (len(scales) * (1 + mirror))
 
 
 def refuse_large(sizes: Iterable[tuple[int, int]], shorter_side: int | None, scale: float, key: str) -> None:

@@ -1,5 +1,6 @@
 """Features larger than memory: a temporary file that the system maps, and walks over it in blocks."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class FeatureStore:
         try:
             # A file without a name: its space is free again when the last tensor on it is, or the process dies.
             with tempfile.TemporaryFile(dir=self._scratch) as file:
-                file.truncate(size)
+                _reserve(file.fileno(), size)
                 mapped = np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
         except OSError as error:
             raise InputError(
@@ -54,6 +55,14 @@ class FeatureStore:
             ) from error
         with torch.inference_mode(False):
             return torch.from_numpy(mapped)
+
+
+def _reserve(file: int, size: int) -> None:
+    """All of the room at once: a mapped page that finds none later ends the process without a word (SIGBUS)."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:  # macOS
+        os.truncate(file, size)
 
 
 def row_blocks(features: Float[Tensor, "n *views D"], elements: int = _BLOCK_ELEMENTS) -> tuple[Tensor, ...]:

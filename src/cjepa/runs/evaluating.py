@@ -116,7 +116,8 @@ class _Subject:
     """An encoder to evaluate, and what its run, or its weights, say about how.
 
     name: target or context. trained_in: the precision, auto where that is not known. untrained: makes the random start
-    of the same encoder. work: but for device and precision. results: the file where they are kept.
+    of the same encoder. data: how its images are prepared. labelled: opens those that evaluations without data of
+    their own are about. work: but for device and precision. results: the file where they are kept.
     """
 
     name: Which
@@ -125,7 +126,7 @@ class _Subject:
     trained_in: Literal["auto"] | Precision
     untrained: Callable[[], PretrainedEncoder]
     data: DataConfig
-    seed: int
+    labelled: Callable[[], LabelledImages]
     work: Work
     results: Path
 
@@ -134,27 +135,32 @@ def _subject(run: Path, which: Which, checkpoint: When, images: Path | None, hea
     results = results_path(run)
     if holds_weights(run):
         weights = open_weights(run, heads)
-        data, seed = _data_of(weights, run, images), WEIGHTS_SEED
-        untrained = partial(untrained_encoder, weights.config, weights.preparation, seed)
-        work = _work(data, MonitorConfig(), seed, results.parent)
-        return _Subject(which, 0, PretrainedEncoder.of(weights, which), "auto", untrained, data, seed, work, results)
+        data = _data_of(weights, run, images)
+        untrained = partial(untrained_encoder, weights.config, weights.preparation, WEIGHTS_SEED)
+        labelled = _refuse_without_images if images is None else partial(open_labelled, data, WEIGHTS_SEED)
+        work = _work(data, MonitorConfig(), WEIGHTS_SEED, results.parent)
+        encoder = PretrainedEncoder.of(weights, which)
+        return _Subject(which, 0, encoder, "auto", untrained, data, labelled, work, results)
     config, used = read_config(run), find_checkpoint(run, checkpoint)
     data = config.data if images is None else config.data.model_copy(update={"source": FolderConfig(path=images)})
     work = _work(data, config.monitor, config.seed, results.parent)
     trained, untrained = build_encoder(config, used, which), partial(build_encoder, config, None)
     trained_in = config.training.precision
-    return _Subject(which, used.step, trained, trained_in, untrained, data, config.seed, work, results)
+    labelled = partial(open_labelled, data, config.seed)
+    return _Subject(which, used.step, trained, trained_in, untrained, data, labelled, work, results)
 
 
 def _data_of(weights: Weights, path: Path, images: Path | None) -> DataConfig:
-    """Labelled images prepared as the weights ask for it."""
-    if images is None:
-        raise InputError("weights do not say which images to evaluate on; name a folder of labelled ones with --images")
+    """Labelled images prepared as the weights ask for it; of none the folder is never opened."""
     prepared = asdict(weights.preparation)
     try:
-        return parse(DataConfig, {"source": {"name": "folder", "path": str(images)}} | prepared)
+        return parse(DataConfig, {"source": {"name": "folder", "path": str(images or "none")}} | prepared)
     except InputError as error:
         raise InputError(f"{path} says how images are to be prepared, which cannot be done: {error}") from error
+
+
+def _refuse_without_images() -> LabelledImages:
+    raise InputError("weights do not say which images to evaluate on; name a folder of labelled ones with --images")
 
 
 def _work(data: DataConfig, monitor: MonitorConfig, seed: int, scratch: Path) -> Work:
@@ -170,7 +176,7 @@ def _work(data: DataConfig, monitor: MonitorConfig, seed: int, scratch: Path) ->
 
 def _evaluate(subject: _Subject, evaluations: Sequence[Evaluation], work: Work, comparisons: bool) -> list[Result]:
     # Opened when the first evaluation asks, and once for all of them.
-    labelled: Callable[[], LabelledImages] = cache(lambda: open_labelled(subject.data, subject.seed))
+    labelled: Callable[[], LabelledImages] = cache(subject.labelled)
     tasks = [(evaluation, open_task(evaluation, subject.data, labelled)) for evaluation in evaluations]
     log = _ResultLog(subject.results)
     results = []

@@ -3,7 +3,7 @@
 import copy
 import json
 import logging
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from cjepa.build import CONFIG, build_probe, build_stream, build_trainer, choose
 from cjepa.config import RunConfig, dump_yaml
 from cjepa.data import Splits, TrainingStream, ViewsStream, device_images, iterate, open_source
 from cjepa.errors import InputError, enough_memory
-from cjepa.evaluation.monitor import Monitor
+from cjepa.evaluation.monitor import QUALITIES, Monitor
 from cjepa.models import Model
 from cjepa.models.kernels import has_fast_bfloat16
 from cjepa.ranks import collect, from_first, joined, local_rank, slots, world_size
@@ -99,6 +99,7 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
                 _start(run, config, trainer)
             else:
                 _restore(trainer, checkpoint)
+                _refuse_another_quality(trainer.progress.untrained, monitor.quality)
             from_first(lambda: _describe(run, config, splits, monitor, trainer.total_steps))
             try:
                 verdict = _train(config, run, trainer, stream, monitor, store)
@@ -139,6 +140,16 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
             "this is not what the checkpoint was made with, so the result may differ in its last bits from that of an "
             "undisturbed run: %s",
             "; ".join(changed),
+        )
+
+
+def _refuse_another_quality(untrained: Mapping[str, float], quality: str) -> None:
+    """An accuracy compares with itself alone, and images that got or lost their labels on the way give another one."""
+    if untrained and quality not in untrained:
+        before = next((name for name in QUALITIES if name in untrained), "another accuracy")
+        raise InputError(
+            f"the run is judged by {before} so far, and these images would have it judged by {quality}: continue it "
+            "with images that have labels, or have none, as those had, or start a new run from it with model.start"
         )
 
 

@@ -327,8 +327,17 @@ class Trainer:
 
     def _evaluate(self, monitor: Measures, records: Records, interruption: Interruption) -> bool:
         """Measure, remember and write; True if this is the best so far."""
-        with interruption.promptly(), enough_memory(_SMALLER_EVALUATION):
-            values = dict(monitor.measure(self.model))
+        try:
+            with interruption.promptly(), enough_memory(_SMALLER_EVALUATION):
+                values = dict(monitor.measure(self.model))
+        except InputError as error:  # images that are gone must not take what was learned with them
+            self._save(records, last=True)
+            raise InputError(self._saved_for(error)) from error
+        except DivergedError:
+            # Of weights that became so there is more to say than of their embeddings.
+            if self.progress.untrained and not all_finite(tensors := self.tensors()):
+                raise self._diverged(tensors, records) from None
+            raise
         progress = self.progress
         progress.evaluated = progress.step
         progress.untrained = progress.untrained or values
