@@ -27,7 +27,7 @@ class Card:
     """What a card says besides what the encoder itself shows.
 
     data, reproduce: lines. recipe: the run's config as YAML, or empty. licence: an identifier, or empty where nobody
-    stated one. ancestry: a sentence on weights that these were trained from, or empty.
+    stated one. ancestry: a sentence on weights that these were trained from, or empty. tags: of the method.
     """
 
     title: str
@@ -39,6 +39,7 @@ class Card:
     recipe: str = ""
     licence: str = ""
     ancestry: str = ""
+    tags: Sequence[str] = ()
 
 
 def number(value: float | None) -> str:

@@ -153,9 +153,15 @@ def photograph(width: int, height: int) -> Image.Image:
 
 def load_transformers(encoder: PretrainedEncoder, folder: Path) -> str:
     """Python that opens it."""
-    prepared = f'processor = AutoImageProcessor.from_pretrained("{folder}")\n' if is_square(encoder) else ""
+    names, prepared = "AutoModel", ""
+    if is_square(encoder):
+        names = "AutoImageProcessor, AutoModel"
+        prepared = (
+            f'processor = AutoImageProcessor.from_pretrained("{folder}")\n'
+            'pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]  # image: of Pillow, in RGB\n'
+        )
     return (
-        "from transformers import AutoImageProcessor, AutoModel\n\n"
+        f"from transformers import {names}\n\n"
         f'{prepared}model = AutoModel.from_pretrained("{folder}")  # IJepaModel\n'
         "patches = model(pixel_values).last_hidden_state  # [B, N, D]; their mean is the embedding"
     )
