@@ -182,6 +182,16 @@ class TestBadImages:
         result = cjepa("pretrain", tiny, f"data={tmp_path / 'one'}", "--out", tmp_path / "run")
         refused(result, "holds only one image", "training needs at least 2")
 
+    def test_a_run_folder_among_the_images(self, tiny: Path, tmp_path: Path) -> None:
+        """Its pictures would be images from then on: another fingerprint, and a class `runs` to evaluate on."""
+        photos = write_images(tmp_path / "photos")
+        result = cjepa("pretrain", tiny, f"data={photos}", "--out", photos / "runs" / "mine")
+        refused(result, "the run folder", "lies among the images of", "choose a folder elsewhere with --out")
+
+    def test_a_picture_among_the_images(self, run: Path, images: Path) -> None:
+        refused(cjepa("visualize", "masks", run, images, "--out", images / "seen"), "lies among the images of")
+        assert not (images / "seen").exists()
+
     def test_batch_larger_than_the_data_set(self, tiny: Path, images: Path, tmp_path: Path) -> None:
         result = cjepa("pretrain", tiny, f"data={images}", "training.batch_size=49", "--out", tmp_path / "run")
         refused(result, "batch size 49 exceeds the 48 training images; use 48 or fewer")
