@@ -18,7 +18,7 @@ from cjepa.config import dump_yaml
 from cjepa.config.presets import resolve
 from cjepa.errors import InputError
 from cjepa.evaluation.knn import KnnConfig
-from cjepa.export import TimmConfig
+from cjepa.export import SafetensorsConfig, TimmConfig
 from cjepa.models import EncoderConfig, Model
 from cjepa.models.weights.contents import digest_of
 from cjepa.models.weights.names import to_vit
@@ -155,6 +155,9 @@ def test_the_card_names_the_method_that_trained_it(
     assert f"Pre-trained by {method} on unlabelled images" in card
     head = yaml.safe_load(card.split("---")[1])
     assert head["tags"] == ["self-supervised-learning", *tags, "vision-transformer"]
+    assert "stored for this size; at others the library interpolates them" in card
+    export_run(copy, SafetensorsConfig(), tmp_path / "ours")
+    assert "computed for whatever grid comes" in (tmp_path / "ours" / "README.md").read_text()
 
 
 def test_a_run_of_an_older_version_has_a_card_too(run: Path, tmp_path: Path) -> None:
