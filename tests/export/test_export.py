@@ -91,6 +91,18 @@ def test_transformers_opens_the_folder(encoder: PretrainedEncoder, exported: Cal
     assert again.preparation == encoder.preparation
 
 
+@pytest.mark.parametrize("config", [SafetensorsConfig(), TransformersConfig(), TimmConfig()])
+def test_an_export_knows_the_random_start(config: AnyExport, tmp_path: Path) -> None:
+    """Evaluations compare with it, and with small patches the paper's is a weaker one."""
+    encoder = pretrained(CONFIG.model_copy(update={"patch_projection": "unit_variance"}))
+    folder = write(config, encoder, tmp_path / "out").folder
+    assert cjepa.load_encoder(folder).encoder.config.patch_projection == "unit_variance"
+    if isinstance(config, TransformersConfig):
+        values = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(values | {"cjepa_patch_projection": ["nonsense"]}))
+        assert cjepa.load_encoder(folder).encoder.config.patch_projection == "reference"
+
+
 def test_the_lines_of_the_card_lead_from_an_image_to_patches(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     encoder = pretrained(size=(32, 32))
