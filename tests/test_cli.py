@@ -1,11 +1,13 @@
 """The command line: what it refuses and how it says so, what it prints, and that a stopped run goes on."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from typer.testing import CliRunner, Result
 from cjepa import __version__, runs
 from cjepa.cli import app
 from cjepa.config import RunConfig, describe_keys, parse, read_yaml
-from cjepa.config.presets import preset_names, resolve
+from cjepa.config.presets import preset_facts, preset_names, resolve
 from cjepa.evaluation.monitor import Monitor
 from cjepa.models.pretrained import PretrainedEncoder
+from cjepa.runs.doctor import EXTRAS, environment
 from cjepa.training.metrics import read_metrics
 from cjepa.training.rows import read_rows
 from cjepa.training.run_folder import RunFolder
@@ -27,6 +30,8 @@ from cjepa.training.state import Taken
 from cjepa.training.trainer import Trainer
 from cjepa.types import Batch
 from tests.tiny_runs import TINY, write_config, write_images
+
+ROOT = Path(__file__).parents[1]
 
 
 def cjepa(*arguments: object) -> Result:
@@ -176,6 +181,16 @@ class TestBadImages:
         write_images(tmp_path / "one", ("",), 1)
         result = cjepa("pretrain", tiny, f"data={tmp_path / 'one'}", "--out", tmp_path / "run")
         refused(result, "holds only one image", "training needs at least 2")
+
+    def test_a_run_folder_among_the_images(self, tiny: Path, tmp_path: Path) -> None:
+        """Its pictures would be images from then on: another fingerprint, and a class `runs` to evaluate on."""
+        photos = write_images(tmp_path / "photos")
+        result = cjepa("pretrain", tiny, f"data={photos}", "--out", photos / "runs" / "mine")
+        refused(result, "the run folder", "lies among the images of", "choose a folder elsewhere with --out")
+
+    def test_a_picture_among_the_images(self, run: Path, images: Path) -> None:
+        refused(cjepa("visualize", "masks", run, images, "--out", images / "seen"), "lies among the images of")
+        assert not (images / "seen").exists()
 
     def test_batch_larger_than_the_data_set(self, tiny: Path, images: Path, tmp_path: Path) -> None:
         result = cjepa("pretrain", tiny, f"data={images}", "training.batch_size=49", "--out", tmp_path / "run")
@@ -543,6 +558,11 @@ def test_config_list_names_every_preset() -> None:
     listed = [line.split()[0] for line in result.output.splitlines() if not line.startswith(" ")]
     assert listed == preset_names()
     assert max(map(len, result.output.splitlines())) <= 80
+    for name in preset_names():
+        facts = preset_facts(name)
+        assert facts.keys() == {"Hardware", "Time", "Result"}
+        assert all(" ".join(text.split()) in said(result) for text in facts.values()), name
+    assert "Result: 20-NN 54.6, linear 57.0" in said(result)
 
 
 def test_config_show_is_a_complete_file_that_runs(tmp_path: Path) -> None:
@@ -587,6 +607,29 @@ def test_doctor_tells_what_is_there() -> None:
         assert name in result.output
     assert f"cjepa {__version__}" in said(result)
     assert max(map(len, result.output.splitlines())) <= 80
+
+
+def test_doctor_knows_what_each_extra_brings() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    def brought(extra: str) -> set[str]:
+        names = set()
+        for line in extras[extra]:
+            others = re.fullmatch(r"cjepa\[(.+)\]", line)
+            names |= set().union(*map(brought, others[1].split(","))) if others else {line.partition(">=")[0]}
+        return names
+
+    assert {extra: set(packages) for extra, packages in EXTRAS.items()} == {
+        extra: brought(extra) for extra in extras if extra not in ("docs", "test")
+    }
+
+
+def test_doctor_tells_what_of_an_extra_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cjepa.runs.doctor._version", {"timm": "1.0", "pycocotools": "2.0"}.get)
+    monkeypatch.setattr("cjepa.runs.doctor._bfloat16", str)
+    rows = dict(environment())
+    assert rows["extra timm"] == "timm 1.0"
+    assert rows["extra detection"] == 'torchvision not installed; to have it: pip install "cjepa[detection]"'
 
 
 def test_doctor_tells_which_checkpoint_is_used_and_why_not_another(run: Path) -> None:

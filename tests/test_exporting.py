@@ -14,10 +14,11 @@ import cjepa as package
 from cjepa import runs
 from cjepa.build import find_checkpoint, start_weights
 from cjepa.cli import app
+from cjepa.config import dump_yaml
 from cjepa.config.presets import resolve
 from cjepa.errors import InputError
 from cjepa.evaluation.knn import KnnConfig
-from cjepa.export import TimmConfig
+from cjepa.export import SafetensorsConfig, TimmConfig
 from cjepa.models import EncoderConfig, Model
 from cjepa.models.weights.contents import digest_of
 from cjepa.models.weights.names import to_vit
@@ -136,6 +137,29 @@ def resolve_path(run: Path) -> str:
     return read_config(run).data.source.path.name  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("objective", "method", "tags"),
+    [
+        ("cjepa-context", "C-JEPA (Contrastive-JEPA)", ["jepa", "c-jepa"]),
+        ("ijepa", "I-JEPA", ["jepa", "i-jepa"]),
+        ("vicreg", "VICReg", ["vicreg"]),
+    ],
+)
+def test_the_card_names_the_method_that_trained_it(
+    run: Path, tmp_path: Path, objective: str, method: str, tags: list[str]
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    (copy / "config.yaml").write_text(dump_yaml(resolve(str(run / "config.yaml"), [f"objective={objective}"])))
+    export_run(copy, TimmConfig(), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"Pre-trained by {method} on unlabelled images" in card
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["tags"] == ["self-supervised-learning", *tags, "vision-transformer"]
+    assert "stored for this size; at others the library interpolates them" in card
+    export_run(copy, SafetensorsConfig(), tmp_path / "ours")
+    assert "computed for whatever grid comes" in (tmp_path / "ours" / "README.md").read_text()
+
+
 def test_a_run_of_an_older_version_has_a_card_too(run: Path, tmp_path: Path) -> None:
     old = Path(shutil.copytree(run, tmp_path / "old"))
     for name in ("data.json", "evaluations.jsonl", "metrics.jsonl", "environment.json"):
@@ -178,6 +202,7 @@ def test_foreign_weights_are_evaluated_and_exported_like_our_own(
     export_run(tmp_path / "out", config, again)
     card = (again / "README.md").read_text()
     assert "how they were trained is not recorded" in card
+    assert yaml.safe_load(card.split("---")[1])["tags"] == ["self-supervised-learning", "vision-transformer"]
     assert "| target encoder |" in card
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cjepa.config import RunConfig, describe_keys, parts_of, variant_name
 from cjepa.config.help import REQUIRED, KeyHelp
-from cjepa.config.presets import preset_names, preset_summary
+from cjepa.config.presets import preset_facts, preset_names, preset_summary
 from cjepa.evaluation import EvaluationConfig
 from cjepa.export import Export, ExportConfig
 from cjepa.export.card import number
@@ -79,11 +79,15 @@ def _wrapped(text: str, indent: str = "", first: str | None = None) -> list[str]
 
 
 def presets_text() -> str:
-    """The presets with their first comment line."""
-    width = max(map(len, preset_names())) + 2
-    return "\n".join(
-        line for name in preset_names() for line in _wrapped(preset_summary(name), " " * width, name.ljust(width))
-    )
+    """The presets with their first comment line, what each needs and what it reached."""
+    width, lines = max(map(len, preset_names())) + 2, []
+    for name in preset_names():
+        lines += _wrapped(preset_summary(name), " " * width, name.ljust(width))
+        facts = preset_facts(name)
+        told = set(facts.values())
+        for text in told if len(told) == 1 else (f"{key}: {value}" for key, value in facts.items()):
+            lines += _wrapped(text, " " * (width + 2))
+    return "\n".join(lines)
 
 
 def _table(first: str, title: str) -> Table:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cjepa.data.decoding import UnreadableImageError
-from cjepa.data.folder import FolderConfig, open_folder
+from cjepa.data.folder import FolderConfig, lies_among_images, open_folder
 from cjepa.data.source import ImageSource, Splits
 from cjepa.errors import InputError
 
@@ -27,6 +27,22 @@ def fill(root: Path, *names: str) -> Path:
 
 def opened(root: Path) -> Splits:
     return open_folder(FolderConfig(path=root), 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("names", "place", "among"),
+    [
+        (("a/1.png", "b/2.png"), "runs/mine", True),
+        (("a/1.png", "b/2.png"), "a", True),
+        (("a/1.png", "b/2.png"), ".runs/mine", False),
+        (("a/1.png", "b/2.png"), "../runs", False),
+        (("train/1.png", "test/2.png"), "runs/mine", False),
+        (("train/1.png", "test/2.png"), "test/runs", True),
+    ],
+)
+def test_what_lies_among_the_images(names: tuple[str, ...], place: str, among: bool, tmp_path: Path) -> None:
+    root = fill(tmp_path / "photos", *names)
+    assert lies_among_images(FolderConfig(path=root), root / place) is among
 
 
 def test_nested_folders_are_labelled_by_the_first_level(tmp_path: Path) -> None:

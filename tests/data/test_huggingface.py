@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cjepa.config.presets import resolve
 from cjepa.data import DataConfig, HuggingFaceConfig, ParquetSource, open_source
 from cjepa.data.huggingface import open_huggingface
 from cjepa.errors import InputError
@@ -45,7 +46,7 @@ def test_a_data_set_in_the_cache(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"id": "somebody/fish"}, r"somebody/fish cannot be had: .*; it is looked for in the cache only"),
+        ({"id": "somebody/fish"}, r"somebody/fish cannot be had: .*; it is looked for in the cache .* only"),
         ({"id": "somebody/birds", "revision": "v2"}, "cannot be had"),
         ({"id": "../../etc"}, "cannot be had"),
         ({"id": "https://example.org/x"}, "cannot be had"),
@@ -56,6 +57,16 @@ def test_a_data_set_in_the_cache(cache: Path) -> None:
 def test_what_is_not_there_is_refused(cache: Path, keys: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         open_huggingface(HuggingFaceConfig(path=cache, **keys), 10_000)
+
+
+def test_the_cache_that_was_looked_in_is_named(cache: Path) -> None:
+    """A preset's folder of images becomes the cache where data.source.name chooses the source."""
+    source = resolve("small-96", ["data.source.name=huggingface", "data.source.id=somebody/birds"]).data.source
+    assert isinstance(source, HuggingFaceConfig)
+    with pytest.raises(InputError, match="it is looked for in the cache data/images only"):
+        open_huggingface(source, 10_000)
+    plain = resolve("small-96", ["data.source=huggingface", "data.source.id=somebody/birds"]).data.source
+    assert plain == HuggingFaceConfig(id="somebody/birds")
 
 
 def test_without_the_library(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,29 @@ def test_transformers_opens_the_folder(encoder: PretrainedEncoder, exported: Cal
     assert again.preparation == encoder.preparation
 
 
+@pytest.mark.parametrize("config", [SafetensorsConfig(), TransformersConfig(), TimmConfig()])
+def test_an_export_knows_the_random_start(config: AnyExport, tmp_path: Path) -> None:
+    """Evaluations compare with it, and with small patches the paper's is a weaker one."""
+    encoder = pretrained(CONFIG.model_copy(update={"patch_projection": "unit_variance"}))
+    folder = write(config, encoder, tmp_path / "out").folder
+    assert cjepa.load_encoder(folder).encoder.config.patch_projection == "unit_variance"
+    if isinstance(config, TransformersConfig):
+        values = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(values | {"cjepa_patch_projection": ["nonsense"]}))
+        assert cjepa.load_encoder(folder).encoder.config.patch_projection == "reference"
+
+
+def test_the_lines_of_the_card_lead_from_an_image_to_patches(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    encoder = pretrained(size=(32, 32))
+    written = write(TransformersConfig(), encoder, tmp_path / "out")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    scope: dict[str, Any] = {"image": image}
+    exec(written.usage, scope)
+    ours = encoder(torch.from_numpy(centre_crop(image, (32, 32), encoder.evaluation_crop))[None])
+    torch.testing.assert_close(scope["patches"], ours, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("share", [1.0, 0.875, 0.9])
 def test_its_processor_prepares_photographs_as_we_do(share: float, tmp_path: Path) -> None:
     data = pytest.importorskip("skimage.data", reason="scikit-image is not installed")
@@ -115,7 +138,7 @@ def test_its_processor_prepares_photographs_as_we_do(share: float, tmp_path: Pat
 def test_images_that_are_not_square_have_no_processor(tmp_path: Path) -> None:
     written = write(TransformersConfig(), pretrained(size=(16, 32)), tmp_path / "out")
     assert "preprocessor_config.json" not in written.files
-    assert "AutoImageProcessor.from" not in written.usage
+    assert "AutoImageProcessor" not in written.usage
 
 
 def test_timm_opens_the_file_as_documented(encoder: PretrainedEncoder, exported: Callable[[AnyExport], Export]) -> None:

@@ -1,5 +1,6 @@
 """The presets: complete configs that come with the package, each a run worth repeating."""
 
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -30,6 +31,11 @@ def preset_text(name: str) -> str:
 def preset_summary(name: str) -> str:
     """The first line of a preset, a comment that says what it is."""
     return preset_text(name).partition("\n")[0].removeprefix("#").strip()
+
+
+def preset_facts(name: str) -> dict[str, str]:
+    """What the comments of a preset say of its hardware, its time and its result."""
+    return dict(re.findall(r"^# (Hardware|Time|Result): +(.+)$", preset_text(name), re.MULTILINE))
 
 
 def resolve(origin: str, changes: Sequence[str] = ()) -> RunConfig:

@@ -10,7 +10,7 @@ from cjepa.data.demo import DemoConfig, open_demo
 from cjepa.data.device_crops import DeviceImages, device_images
 from cjepa.data.evaluation_images import EvaluationImages, TwoCrops
 from cjepa.data.files import FileSource
-from cjepa.data.folder import FolderConfig, open_folder
+from cjepa.data.folder import FolderConfig, lies_among_images, open_folder
 from cjepa.data.huggingface import HuggingFaceConfig, open_huggingface
 from cjepa.data.lists import ListConfig, open_list
 from cjepa.data.parquet import ParquetConfig, ParquetSource, open_parquet
@@ -52,6 +52,7 @@ __all__ = [
     "holdout",
     "iterate",
     "labelled_only",
+    "lies_among_images",
     "open_source",
     "recognised",
 ]

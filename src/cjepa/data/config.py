@@ -43,7 +43,8 @@ class DataConfig(Part):
 
     source: SourceConfig
     """Where images come from. data=PATH is a folder of images or, which is recognised, a folder of shards that
-    `cjepa shard` made or indexed, a .parquet file or a list (.txt, .tsv). The rest is chosen by data.source.name."""
+    `cjepa shard` made or indexed, a .parquet file or a list (.txt, .tsv, .lst). The rest is chosen by its name:
+    data.source=torchvision begins with its defaults, data.source.name=torchvision keeps the path that was set."""
     image_size: Side | tuple[Side, Side] = 224
     """Side of the square images that the encoder sees, or their height and width, in pixels."""
     crop_scale: tuple[Share, Share] = (0.3, 1.0)

@@ -58,6 +58,17 @@ def open_folder(config: FolderConfig, max_pixels: int) -> Splits:
     )
 
 
+def lies_among_images(config: FolderConfig, place: Path) -> bool:
+    """Whether pictures that are written into `place` would be images of the folder, which must exist."""
+    root, place = config.path.expanduser(), place.expanduser().resolve()
+    splits = split_folders(root)
+    walked = [root] if splits is None else [root / splits.train, root / splits.test]
+    return any(
+        place.is_relative_to(folder) and not any(map(_hidden, place.relative_to(folder).parts))
+        for folder in (each.resolve() for each in walked)
+    )
+
+
 class SplitFolders(NamedTuple):
     """Names of the train and test folders and of what is ignored beside them."""
 

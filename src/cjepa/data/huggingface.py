@@ -55,7 +55,8 @@ def open_huggingface(config: HuggingFaceConfig, max_pixels: int) -> Splits:
             local_files_only=not config.download,
         )
     except Exception as error:  # of the library, its validation of ids, the cache and the network
-        hint = "" if config.download else "; it is looked for in the cache only, data.source.download=true fetches it"
+        cache = "the cache" if config.path is None else f"the cache {config.path}"
+        hint = "" if config.download else f"; it is looked for in {cache} only, data.source.download=true fetches it"
         raise InputError(f"data: {config.id} cannot be had: {str(error).splitlines()[0]}{hint}") from error
     found = Path(folder, subset)
     read = ParquetConfig(path=found, image_column=config.image_column, label_column=config.label_column)

@@ -11,6 +11,11 @@ from cjepa.models.pretrained import PretrainedEncoder
 _TEMPLATE = "model_card.md.j2"
 LIBRARIES = {"transformers": "transformers", "timm": "timm", "onnx": "onnx"}
 """Names of the libraries that open a format; the others need cjepa or torch."""
+_COMPUTED = "positions are fixed sin-cos waves, computed for whatever grid comes."
+_STORED = (
+    "positions are fixed sin-cos waves, stored for this size; at others the library interpolates them, which is not "
+    "what the encoder itself does."
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Card:
     """What a card says besides what the encoder itself shows.
 
     data, reproduce: lines. recipe: the run's config as YAML, or empty. licence: an identifier, or empty where nobody
-    stated one. ancestry: a sentence on weights that these were trained from, or empty.
+    stated one. ancestry: a sentence on weights that these were trained from, or empty. tags: of the method.
     """
 
     title: str
@@ -39,6 +44,7 @@ class Card:
     recipe: str = ""
     licence: str = ""
     ancestry: str = ""
+    tags: Sequence[str] = ()
 
 
 def number(value: float | None) -> str:
@@ -63,6 +69,7 @@ def render_card(card: Card, encoder: PretrainedEncoder, format_name: str, usage:
         encoder_text=_encoder_text(encoder),
         library=LIBRARIES.get(format_name, "cjepa"),
         mean=list(encoder.mean),
+        positions=_STORED if format_name in ("transformers", "timm") else _COMPUTED,
         size=encoder.image_size,
         std=list(encoder.std),
         usage=usage,

@@ -16,6 +16,8 @@ from cjepa.export.parity import Difference, compare, probe
 from cjepa.models.blocks import NORM_EPSILON
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.models.vit import CHANNELS
+from cjepa.models.weights.contents import PROJECTION
+from cjepa.models.weights.folder import CONFIG
 from cjepa.models.weights.names import to_transformers
 from cjepa.models.weights.transformers import PROCESSOR
 from cjepa.types import Part
@@ -61,6 +63,8 @@ def write_transformers(encoder: PretrainedEncoder, folder: Path) -> None:
     weights = to_transformers(encoder.encoder.state_dict(), names, config, grid(encoder))
     model.load_state_dict(weights)  # strict: none of its own random weights is left
     model.save_pretrained(folder, max_shard_size="1000GB")
+    values = json.loads((folder / CONFIG).read_text(encoding="utf-8")) | {PROJECTION: config.patch_projection}
+    (folder / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if is_square(encoder):
         (folder / PROCESSOR).write_text(json.dumps(processor(encoder), indent=2) + "\n", encoding="utf-8")
 
@@ -153,9 +157,15 @@ def photograph(width: int, height: int) -> Image.Image:
 
 def load_transformers(encoder: PretrainedEncoder, folder: Path) -> str:
     """Python that opens it."""
-    prepared = f'processor = AutoImageProcessor.from_pretrained("{folder}")\n' if is_square(encoder) else ""
+    names, prepared = "AutoModel", ""
+    if is_square(encoder):
+        names = "AutoImageProcessor, AutoModel"
+        prepared = (
+            f'processor = AutoImageProcessor.from_pretrained("{folder}")\n'
+            'pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]  # image: of Pillow, in RGB\n'
+        )
     return (
-        "from transformers import AutoImageProcessor, AutoModel\n\n"
+        f"from transformers import {names}\n\n"
         f'{prepared}model = AutoModel.from_pretrained("{folder}")  # IJepaModel\n'
         "patches = model(pixel_values).last_hidden_state  # [B, N, D]; their mean is the embedding"
     )

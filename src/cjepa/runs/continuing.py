@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from cjepa.build import CONFIG, read_config
 from cjepa.config import RunConfig, differences
-from cjepa.data import Splits
+from cjepa.data import DataConfig, FolderConfig, Splits, lies_among_images, recognised
 from cjepa.errors import InputError
 from cjepa.models.kernels import chosen_precision
 from cjepa.types import Precision
@@ -79,6 +79,22 @@ def refuse_another_config(config: RunConfig, folder: Path, allowed: Collection[s
 def _is_allowed(key: str, allowed: Collection[str]) -> bool:
     """A key is allowed by its name or by that of a group it is in."""
     return any(key == name or key.startswith(f"{name}.") for name in allowed)
+
+
+def refuse_new_run_among_images(data: DataConfig, folder: Path) -> None:
+    """InputError where the pictures of a new run would become its images; one that is there continues anywhere."""
+    if not (folder / CONFIG).exists():
+        refuse_pictures_among_images(data, folder, "the run folder")
+
+
+def refuse_pictures_among_images(data: DataConfig, folder: Path, what: str) -> None:
+    """InputError where pictures that are written into `folder` would be images of the run from then on."""
+    source = recognised(data.source)
+    if isinstance(source, FolderConfig) and source.path.expanduser().is_dir() and lies_among_images(source, folder):
+        raise InputError(
+            f"{what} {folder} lies among the images of {source.path}: pictures that are drawn there would count as "
+            "images of the run; choose a folder elsewhere with --out"
+        )
 
 
 def refuse_other_images(splits: Splits, folder: Path, allowed: Collection[str]) -> None:

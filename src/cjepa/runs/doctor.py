@@ -20,18 +20,20 @@ from cjepa.training.state import Progressed
 
 PACKAGES = ("cjepa", "torch", "numpy", "pillow", "pydantic", "safetensors", "scikit-learn", "matplotlib")
 EXTRAS = {
-    "demo": "scikit-image",
-    "hub": "huggingface_hub",
-    "onnx": "onnxruntime",
-    "parquet": "pyarrow",
-    "tensorboard": "tensorboard",
-    "timm": "timm",
-    "transformers": "transformers",
-    "evaluation": "timm",
-    "detection": "pycocotools",
-    "wandb": "wandb",
+    "demo": ("scikit-image",),
+    "evaluation": ("torchvision", "timm"),
+    "detection": ("torchvision", "timm", "pycocotools"),
+    "torchvision": ("torchvision",),
+    "parquet": ("pyarrow",),
+    "hub": ("huggingface_hub",),
+    "huggingface": ("huggingface_hub", "pyarrow"),
+    "transformers": ("transformers",),
+    "timm": ("timm",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
 }
-"""Optional extras of the package and the distribution that each brings."""
+"""Optional extras of the package and the distributions that each brings."""
 _SIDE, _REPEATS = 768, 5
 
 
@@ -42,11 +44,16 @@ def environment() -> list[tuple[str, str]]:
     rows += [("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used")]
     rows += [("GPU", text) for text in _gpus()] or [("GPU", "none: training runs on the CPU")]
     rows += [("bfloat16", _bfloat16())]
-    for extra, package in EXTRAS.items():
-        found = _version(package)
-        text = f"{package} {found}" if found else f'not installed; to have it: pip install "cjepa[{extra}]"'
-        rows.append((f"extra {extra}", text))
-    return rows
+    return rows + [(f"extra {extra}", _extra(extra)) for extra in EXTRAS]
+
+
+def _extra(name: str) -> str:
+    """The versions of what an extra brings, or what of it is missing."""
+    found = {package: _version(package) for package in EXTRAS[name]}
+    missing = [package for package, number in found.items() if number is None]
+    if missing:
+        return f'{", ".join(missing)} not installed; to have it: pip install "cjepa[{name}]"'
+    return ", ".join(f"{package} {number}" for package, number in found.items())
 
 
 def _version(package: str) -> str | None:

@@ -31,6 +31,13 @@ from cjepa.training.rows import read_object, read_rows
 
 METRICS, ENVIRONMENT = "metrics.jsonl", "environment.json"
 _ENCODERS = (UNTRAINED, *get_args(Which))
+_CJEPA = "C-JEPA (Contrastive-JEPA)", ("jepa", "c-jepa")
+_BASELINES = {
+    "ijepa": ("I-JEPA", ("jepa", "i-jepa")),
+    "vicreg": ("VICReg", ("vicreg",)),
+    "simsiam": ("SimSiam", ("simsiam",)),
+}
+"""The objectives that are not C-JEPA, as a card calls them, and their tags."""
 
 
 def export_run(
@@ -72,12 +79,14 @@ def card_of(
             ancestry="Whoever trained these weights decides under which terms they may be used.",
         )
     run_config, step = read_config(path), find_checkpoint(path, checkpoint).step
+    method, tags = _BASELINES.get(run_config.objective.name, _CJEPA)
     return Card(
         title=path.resolve().name,
         summary=(
-            f"Pre-trained by C-JEPA (Contrastive-JEPA) on unlabelled images: the {which} encoder after step {step}, "
+            f"Pre-trained by {method} on unlabelled images: the {which} encoder after step {step}, "
             f"objective {run_config.objective.name}."
         ),
+        tags=tags,
         data=_data_lines(path, run_config),
         results=[*_monitored(path, step), *results],
         health=_health(path, run_config),

@@ -22,7 +22,13 @@ from cjepa.models.kernels import has_fast_bfloat16
 from cjepa.ranks import collect, from_first, joined, local_rank, slots, world_size
 from cjepa.runs.advice import advised
 from cjepa.runs.caching import CACHE, cached, remove_cache
-from cjepa.runs.continuing import DATA, precision_of, refuse_another_config, refuse_other_images
+from cjepa.runs.continuing import (
+    DATA,
+    precision_of,
+    refuse_another_config,
+    refuse_new_run_among_images,
+    refuse_other_images,
+)
 from cjepa.runs.gathering import Gathered
 from cjepa.runs.recording import Recorder
 from cjepa.runs.waiting import Waiting
@@ -83,6 +89,7 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         splits = open_source(config.data, config.seed)
+        from_first(lambda: refuse_new_run_among_images(config.data, folder))
         _refuse_different_images(splits)
         from_first(lambda: refuse_other_images(splits, folder, allow_change))
         stream = build_stream(config, splits)

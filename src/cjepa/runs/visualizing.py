@@ -20,6 +20,7 @@ from cjepa.errors import InputError
 from cjepa.evaluation.monitor import some_images
 from cjepa.models.attention import attention_received
 from cjepa.models.pretrained import PretrainedEncoder, normalise
+from cjepa.runs.continuing import refuse_pictures_among_images
 from cjepa.runs.pictures import patch_features, pooled_features, some_masks
 from cjepa.visualization import Pool, attention_maps, mask_examples, nearest_neighbours, patch_colours, save
 
@@ -41,9 +42,11 @@ def visualize(
     attention: attention received in the last block, of the target and of the context encoder. pca: principal
     components of patch features as colours, untrained and trained. masks: context and targets, as in the first step.
     neighbours: the nearest of the run's training images, untrained and trained. Raises InputError without a run, a
-    checkpoint, readable images, or for neighbours without the run's own images.
+    checkpoint, readable images, for neighbours without the run's own images, and where the picture would become one
+    of those.
     """
     config = read_config(run)
+    refuse_pictures_among_images(config.data, out, "--out")
     shown = read_images(config, images)
     figure = _draw(picture, run, config, shown, checkpoint, choose_device(device))
     try:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import torch
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
@@ -20,6 +20,8 @@ Std = tuple[_Positive, _Positive, _Positive]
 """What files may state: nothing by which a pixel becomes infinite."""
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+PROJECTION = "cjepa_patch_projection"
+"""Key under which exports to other libraries note the encoder's random start, with which evaluations compare it."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,13 @@ def with_preparation(weights: Weights, mean: object, std: object, evaluation_cro
         evaluation_crop=evaluation_crop,
     )
     return replace(weights, preparation=prepared, states_normalisation=mean is not None and std is not None)
+
+
+def with_start(weights: Weights, projection: object) -> Weights:
+    """The weights with the random start that an export of ours notes; the paper's where nothing usable is noted."""
+    if projection not in get_args(EncoderConfig.model_fields["patch_projection"].annotation):
+        return weights
+    return replace(weights, config=weights.config.model_copy(update={"patch_projection": projection}))
 
 
 def _channels(kind: Any, value: object, what: str) -> Channels:

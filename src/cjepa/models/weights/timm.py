@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cjepa.errors import InputError
-from cjepa.models.weights.contents import Weights, recognise, with_preparation
+from cjepa.models.weights.contents import PROJECTION, Weights, recognise, with_preparation, with_start
 from cjepa.models.weights.folder import CONFIG, TENSORS
 from cjepa.models.weights.names import POSITIONS, from_vit
 from cjepa.models.weights.reading import read_safetensors
@@ -20,7 +20,8 @@ def read_safetensors_file(path: Path, heads: int | None) -> Weights:
     noted = metadata.get(HEADS, "")
     positions = weights.pop(POSITIONS, None)
     counted = heads or (int(noted) if noted.isdecimal() and len(noted) < 4 else None)
-    return recognise("timm", from_vit(weights), positions, str(path), counted)
+    found = recognise("timm", from_vit(weights), positions, str(path), counted)
+    return with_start(found, metadata.get(PROJECTION))
 
 
 def read_timm_folder(folder: Path, values: Mapping[str, Any], heads: int | None) -> Weights:
