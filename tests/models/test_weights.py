@@ -74,6 +74,33 @@ def test_a_released_checkpoint(tmp_path: Path) -> None:
     assert open_weights(path, 4).format == "I-JEPA checkpoint"
 
 
+def test_positions_that_the_moving_average_of_a_training_has_moved(tmp_path: Path) -> None:
+    """Meta's target encoder averages its fixed positions too, in float32: each step rounds, and the sums wander.
+
+    Its schedule does that over 10^5 steps; 5,000 at the momentum of its end move them as far.
+    """
+    context, target = meta_layout(0), meta_layout(1)
+    fixed, moved, momentum = context["module.pos_embed"], target["module.pos_embed"], 1 - 3e-6
+    for _ in range(5000):
+        moved.mul_(momentum).add_((1.0 - momentum) * fixed)
+    assert 1e-4 < (moved - fixed).abs().max() < 5e-4
+    path = write_meta(tmp_path / "IN1K-vit.h.14-300e.pth.tar", encoder=context, target_encoder=target)
+    found = open_weights(path, 4)
+    assert (found.config.position_scale, found.preparation.image_size) == (1.0, (24, 24))
+    images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(3))
+    encoder = cjepa.load_encoder(path, heads=4)
+    torch.testing.assert_close(encoder(images), reference(target, images), atol=1e-3, rtol=1e-3)
+
+
+def test_small_learned_positions_are_not_taken_for_sin_cos_ones_times_nothing(tmp_path: Path) -> None:
+    weights = to_vit(transformer().state_dict(), CONFIG, (6, 6))
+    weights["pos_embed"] = 1e-3 * torch.randn(1, 36, 48, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float32, torch.bfloat16):
+        save_file({name: value.to(dtype) for name, value in weights.items()}, tmp_path / "vit.safetensors")
+        with pytest.raises(InputError, match="are not the fixed sin-cos ones"):
+            open_weights(tmp_path / "vit.safetensors", 4)
+
+
 def test_half_precision_and_plain_state_dictionaries(tmp_path: Path) -> None:
     weights = meta_layout(2, prefix="")
     torch.save({"state_dict": {name: value.bfloat16() for name, value in weights.items()}}, tmp_path / "half.pt")
