@@ -368,6 +368,54 @@ def test_bad_input_is_refused_before_any_work(weights: Path, images: Path, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["there.npy"]
 
 
+def test_files_beside_other_embeddings_stay_theirs(weights: Path, images: Path, tmp_path: Path) -> None:
+    """e.npy and e.safetensors have their names in one file; e.patches.npy may be what another call was asked for."""
+    others = write_images(tmp_path / "others", count=2)
+    folder = tmp_path / "out"
+    embed_images(weights, images, folder / "e.npy", device="cpu")
+    embed_images(weights, others, folder / "f.patches.npy", EmbeddingJob("patches"), device="cpu")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for out, job, message in (
+        ("e.safetensors", EmbeddingJob(), r"e\.names\.jsonl is that of .*e\.npy, of other images"),
+        ("f.npy", EmbeddingJob("both"), r"f\.patches\.npy exists already, with names of its own"),
+    ):
+        with pytest.raises(InputError, match=message):
+            embed_images(weights, others, folder / out, job, device="cpu")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    embed_images(weights, images, folder / "e.safetensors", device="cpu")
+    assert (folder / "e.names.jsonl").read_bytes() == before["e.names.jsonl"]
+
+
+def test_what_was_unreadable_before_is_not_said_of_images_that_were_mended(
+    weights: Path, images: Path, tmp_path: Path
+) -> None:
+    mended = Path(shutil.copytree(images, tmp_path / "images"))
+    out = tmp_path / "e.npy"
+    embed_images(weights, mended, out, device="cpu")
+    assert (tmp_path / "e.unreadable.jsonl").exists()
+    shutil.copy(mended / "a" / "0008.png", mended / "a" / "0009b.png")
+    out.unlink()
+    assert embed_images(weights, mended, out, device="cpu").unreadable == 0
+    assert not (tmp_path / "e.unreadable.jsonl").exists()
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_rows_that_were_cut_are_computed_again(weights: Path, images: Path, tmp_path: Path, cut: bool) -> None:
+    """Opened at its recorded length, a file that lost its rows would have zeros for them."""
+    out, job = tmp_path / "e.npy", EmbeddingJob(batch_size=16)
+    embed_images(weights, images, tmp_path / "whole.npy", job, device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        _stop_at_the_first_batch(patch)
+        with pytest.raises(StoppedEarly):
+            embed_images(weights, images, out, job, device="cpu")
+    if cut:
+        (tmp_path / ".e.npy.part" / "pooled.f32").write_bytes(b"")
+    else:
+        (tmp_path / ".e.npy.part" / "done.json").write_text("")
+    assert embed_images(weights, images, out, job, device="cpu").computed == 49
+    assert out.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
 def test_another_process_is_not_disturbed(weights: Path, images: Path, tmp_path: Path) -> None:
     part = tmp_path / ".e.npy.part"
     part.mkdir()
