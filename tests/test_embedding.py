@@ -138,6 +138,17 @@ def test_splits_are_embedded_one_after_the_other(weights: Path, tmp_path: Path) 
     assert len(np.load(tmp_path / "e.npy")) == len(names) == 21
 
 
+@pytest.mark.parametrize("name", ["demo", "shards", "2024"])
+def test_a_folder_with_the_name_of_a_source_is_that_folder(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write_images(tmp_path / name, count=2)
+    monkeypatch.chdir(tmp_path)
+    result = cjepa("embed", weights, name, "--out", "e.npy", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert len(np.load("e.npy")) == 6
+
+
 def test_lists_and_shards_are_embedded_like_the_folder(weights: Path, images: Path, tmp_path: Path) -> None:
     shutil.copytree(images, tmp_path / "images")
     names = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "images").rglob("*.png"))

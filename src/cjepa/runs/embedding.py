@@ -114,7 +114,9 @@ def embed_images(
 
 def _source(images: Path) -> ImageSource:
     """All images of a folder, list or shards: those of a training and a test split one after the other."""
-    splits = open_source(data_of(str(images), ()), 0)
+    # A folder called demo or shards is that folder here, not the source of that name.
+    place = images.absolute() if images.exists() else images
+    splits = open_source(data_of(str(place), ()), 0)
     return splits.train if splits.test is None else Joined({"train": splits.train, "test": splits.test})
 
 
