@@ -79,7 +79,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
         cjepa.load_encoder(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "toaster", "meta:x"])
+@pytest.mark.parametrize("name", ["cuda:99", "toaster", "meta:x", "meta", "hpu", "privateuseone"])
 def test_a_device_that_is_not_there(name: str) -> None:
     with pytest.raises(InputError, match=f"device {name} cannot be used here: .*; use auto or cpu"):
         choose_device(name)

@@ -138,6 +138,17 @@ def test_splits_are_embedded_one_after_the_other(weights: Path, tmp_path: Path) 
     assert len(np.load(tmp_path / "e.npy")) == len(names) == 21
 
 
+@pytest.mark.parametrize("name", ["demo", "shards", "2024"])
+def test_a_folder_with_the_name_of_a_source_is_that_folder(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write_images(tmp_path / name, count=2)
+    monkeypatch.chdir(tmp_path)
+    result = cjepa("embed", weights, name, "--out", "e.npy", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert len(np.load("e.npy")) == 6
+
+
 def test_lists_and_shards_are_embedded_like_the_folder(weights: Path, images: Path, tmp_path: Path) -> None:
     shutil.copytree(images, tmp_path / "images")
     names = sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "images").rglob("*.png"))
@@ -366,6 +377,54 @@ def test_bad_input_is_refused_before_any_work(weights: Path, images: Path, tmp_p
         assert message in " ".join(result.output.split())
     assert (tmp_path / "there.npy").read_bytes() == b"mine"
     assert [path.name for path in tmp_path.iterdir()] == ["there.npy"]
+
+
+def test_files_beside_other_embeddings_stay_theirs(weights: Path, images: Path, tmp_path: Path) -> None:
+    """e.npy and e.safetensors have their names in one file; e.patches.npy may be what another call was asked for."""
+    others = write_images(tmp_path / "others", count=2)
+    folder = tmp_path / "out"
+    embed_images(weights, images, folder / "e.npy", device="cpu")
+    embed_images(weights, others, folder / "f.patches.npy", EmbeddingJob("patches"), device="cpu")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for out, job, message in (
+        ("e.safetensors", EmbeddingJob(), r"e\.names\.jsonl is that of .*e\.npy, of other images"),
+        ("f.npy", EmbeddingJob("both"), r"f\.patches\.npy exists already, with names of its own"),
+    ):
+        with pytest.raises(InputError, match=message):
+            embed_images(weights, others, folder / out, job, device="cpu")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    embed_images(weights, images, folder / "e.safetensors", device="cpu")
+    assert (folder / "e.names.jsonl").read_bytes() == before["e.names.jsonl"]
+
+
+def test_what_was_unreadable_before_is_not_said_of_images_that_were_mended(
+    weights: Path, images: Path, tmp_path: Path
+) -> None:
+    mended = Path(shutil.copytree(images, tmp_path / "images"))
+    out = tmp_path / "e.npy"
+    embed_images(weights, mended, out, device="cpu")
+    assert (tmp_path / "e.unreadable.jsonl").exists()
+    shutil.copy(mended / "a" / "0008.png", mended / "a" / "0009b.png")
+    out.unlink()
+    assert embed_images(weights, mended, out, device="cpu").unreadable == 0
+    assert not (tmp_path / "e.unreadable.jsonl").exists()
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_rows_that_were_cut_are_computed_again(weights: Path, images: Path, tmp_path: Path, cut: bool) -> None:
+    """Opened at its recorded length, a file that lost its rows would have zeros for them."""
+    out, job = tmp_path / "e.npy", EmbeddingJob(batch_size=16)
+    embed_images(weights, images, tmp_path / "whole.npy", job, device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        _stop_at_the_first_batch(patch)
+        with pytest.raises(StoppedEarly):
+            embed_images(weights, images, out, job, device="cpu")
+    if cut:
+        (tmp_path / ".e.npy.part" / "pooled.f32").write_bytes(b"")
+    else:
+        (tmp_path / ".e.npy.part" / "done.json").write_text("")
+    assert embed_images(weights, images, out, job, device="cpu").computed == 49
+    assert out.read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 
 def test_another_process_is_not_disturbed(weights: Path, images: Path, tmp_path: Path) -> None:

@@ -127,6 +127,29 @@ def test_the_card_tells_the_run(run: Path, tmp_path: Path) -> None:
     assert huggingface_hub.ModelCard(card).data.license == "cc-by-4.0: a\n", "the head is YAML that the Hub reads"
 
 
+def test_the_card_names_the_objective_and_no_folder_of_the_cache(run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    (other / "evaluations.jsonl").unlink()
+    values = yaml.safe_load((other / "config.yaml").read_text())
+    values["data"]["cache"] = str(tmp_path / "cache-of-mine")
+    values["objective"] = {"name": "ijepa"}
+    (other / "config.yaml").write_text(yaml.safe_dump(values))
+    card = card_of(other)
+    assert str(tmp_path) not in card.recipe
+    assert "cache: cache-of-mine" in card.recipe
+    assert "objective `ijepa`" in card.summary
+    assert "by C-JEPA" not in card.summary
+
+
+def test_the_card_of_weights_in_the_working_directory_has_a_name(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_run(run, SafetensorsConfig(), tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    assert card_of(Path()).title == "mine"
+    assert card_of(tmp_path / "mine").title == "mine"
+
+
 def _shown(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 

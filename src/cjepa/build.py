@@ -195,10 +195,12 @@ def choose_device(name: str) -> torch.device:
         )
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds shapes, but no numbers")
         torch.empty(1, device=device)
         if device.index is not None and device.type == "cuda":  # without a number it is the current one already
             torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:  # the last for devices of packages that are not here
         reason = str(error).splitlines()[0]
         raise InputError(f"device {name} cannot be used here: {reason}; use auto or cpu") from error
     return device

@@ -60,7 +60,7 @@ def embed(
     checkpoint: Annotated[str, typer.Option(help="Which checkpoint: last or best.")] = "last",
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16; embeddings are float32.")] = "float32",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images, 0 for the main one.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, max=256, help="Processes that decode images, 0 for the main one.")] = 0,
     heads: Heads = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, or mps, which is untested.")] = "auto",
 ) -> None:

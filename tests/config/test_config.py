@@ -211,6 +211,13 @@ def test_a_key_of_another_variant_says_which() -> None:
     assert refusal(values={"objective": {"name": "ijepa", "beta": 1}}) == said
 
 
+@pytest.mark.parametrize("values", [{"training.steps": 3}, {"model": {"encoder.width": 8}}])
+def test_a_key_with_dots_in_a_file_is_told_to_be_nested(values: dict[str, object]) -> None:
+    """The key that was meant is the one that was written: "did you mean" would say the same again."""
+    assert "is written with dots; in a file, write " in refusal(values=values)
+    assert "did you mean" not in refusal(values=values)
+
+
 def test_all_problems_are_reported_at_once() -> None:
     said = refusal(values={"sed": 1, "training": {"steps": 0, "mixed": 1}, "objective": {"name": "x"}})
     assert said.splitlines() == [

@@ -255,6 +255,26 @@ def test_a_folder_in_use_is_left_alone(encoder: PretrainedEncoder, tmp_path: Pat
     assert write(SafetensorsConfig(), encoder, tmp_path / "empty").files
 
 
+def test_an_empty_folder_is_filled_where_it_is(
+    encoder: PretrainedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The working directory, by its short name, and a mount: neither can be removed and put back."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    monkeypatch.setattr(Path, "rmdir", lambda _: pytest.fail("the folder was removed"))
+    found = write(SafetensorsConfig(), encoder, Path())
+    assert {path.name for path in empty.iterdir()} == set(found.files)
+    assert "model.safetensors" in found.files
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_operators_of_a_version_that_the_exporter_cannot_write(encoder: PretrainedEncoder, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"opset=99 cannot be written by the exporter .* \(it wrote \d+\)"):
+        write(OnnxConfig(opset=99), encoder, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("config", "module"),
     [(TransformersConfig(), "transformers"), (TimmConfig(), "timm"), (OnnxConfig(), "onnxruntime")],

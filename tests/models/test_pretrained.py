@@ -37,6 +37,13 @@ def test_bytes_and_normalised_floats_give_the_same_embeddings() -> None:
     assert torch.equal(encoder(images), encoder.encoder(normalise(images, MEAN, STD)))
 
 
+def test_integers_that_are_no_bytes_are_refused() -> None:
+    """They would be taken for normalised images, which are 100 times as small."""
+    for kind in (torch.int64, torch.int32, torch.bool):
+        with pytest.raises(ValueError, match=r"neither uint8 pixels nor normalised floats"):
+            pretrained()(bytes_of_images().to(kind))
+
+
 def test_an_embedding_is_the_mean_over_patches() -> None:
     encoder, images = pretrained(), bytes_of_images()
     assert encoder(images).shape == (2, 6, 16)

@@ -74,6 +74,67 @@ def test_a_released_checkpoint(tmp_path: Path) -> None:
     assert open_weights(path, 4).format == "I-JEPA checkpoint"
 
 
+def test_heads_that_timm_s_own_folder_leaves_to_its_name(tmp_path: Path) -> None:
+    """timm's base model without class token has 16 heads; the named size of its width has 12."""
+    changes = {"depth": 1, "img_size": 32, "num_classes": 0}
+    model = timm.create_model("vit_base_patch16_gap_224", **changes).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+        model.pos_embed.copy_(scaled_positions(EncoderConfig(width=768, heads=16), (2, 2)))
+    timm.models.save_for_hf(model, str(tmp_path), model_args=changes, safe_serialization=True)
+    encoder = cjepa.load_encoder(tmp_path)
+    assert encoder.encoder.config.heads == 16
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), model.forward_features(images), atol=1e-4, rtol=1e-4)
+
+
+def test_heads_that_a_file_names_are_not_those_of_a_config(tmp_path: Path) -> None:
+    folder = write_foreign(tmp_path / "timm", "timm", {})
+    assert open_weights(folder, heads=8).config.heads == 4
+    weights = to_vit(transformer().state_dict(), CONFIG, (6, 6))
+    save_file(weights, tmp_path / "vit.safetensors", metadata={"heads": "4"})
+    assert open_weights(tmp_path / "vit.safetensors", heads=8).config.heads == 4
+
+
+@pytest.mark.parametrize("argument", [{"act_layer": "relu"}, {"norm_layer": "rmsnorm"}])
+def test_timm_s_arguments_that_our_encoder_has_not(argument: dict[str, str], tmp_path: Path) -> None:
+    folder = write_foreign(tmp_path / "timm", "timm", {})
+    values = json.loads((folder / "config.json").read_text())
+    values["model_args"] |= {"act_layer": None} | argument
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"an encoder with .*='r.*' instead of .* cannot be used here"):
+        open_weights(folder)
+
+
+def test_positions_that_the_moving_average_of_a_training_has_moved(tmp_path: Path) -> None:
+    """Meta's target encoder averages its fixed positions too, in float32: each step rounds, and the sums wander.
+
+    Its schedule does that over 10^5 steps; 5,000 at the momentum of its end move them as far.
+    """
+    context, target = meta_layout(0), meta_layout(1)
+    fixed, moved, momentum = context["module.pos_embed"], target["module.pos_embed"], 1 - 3e-6
+    for _ in range(5000):
+        moved.mul_(momentum).add_((1.0 - momentum) * fixed)
+    assert 1e-4 < (moved - fixed).abs().max() < 5e-4
+    path = write_meta(tmp_path / "IN1K-vit.h.14-300e.pth.tar", encoder=context, target_encoder=target)
+    found = open_weights(path, 4)
+    assert (found.config.position_scale, found.preparation.image_size) == (1.0, (24, 24))
+    images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(3))
+    encoder = cjepa.load_encoder(path, heads=4)
+    torch.testing.assert_close(encoder(images), reference(target, images), atol=1e-3, rtol=1e-3)
+
+
+def test_small_learned_positions_are_not_taken_for_sin_cos_ones_times_nothing(tmp_path: Path) -> None:
+    weights = to_vit(transformer().state_dict(), CONFIG, (6, 6))
+    weights["pos_embed"] = 1e-3 * torch.randn(1, 36, 48, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float32, torch.bfloat16):
+        save_file({name: value.to(dtype) for name, value in weights.items()}, tmp_path / "vit.safetensors")
+        with pytest.raises(InputError, match="are not the fixed sin-cos ones"):
+            open_weights(tmp_path / "vit.safetensors", 4)
+
+
 def test_half_precision_and_plain_state_dictionaries(tmp_path: Path) -> None:
     weights = meta_layout(2, prefix="")
     torch.save({"state_dict": {name: value.bfloat16() for name, value in weights.items()}}, tmp_path / "half.pt")

@@ -18,6 +18,7 @@ from cjepa.config.keys import (
     unknown_key,
     variant,
     variant_name,
+    walk,
 )
 from cjepa.config.values import complete
 from cjepa.config.yaml_text import dump_value
@@ -113,7 +114,9 @@ def _problems(model: type[Part], error: ValidationError) -> list[str]:
     for detail in error.errors(include_url=False):
         path, annotation, chosen = _locate(model, detail["loc"])
         if detail["type"] == "extra_forbidden":
-            result.append(unknown_key(model, path, chosen))
+            dotted = str(detail["loc"][-1])
+            known = "." in dotted and any(key.path == path for key in walk(model))
+            result.append(_not_nested(dotted) if known else unknown_key(model, path, chosen))
             continue
         if detail["type"].startswith("union_tag"):
             path = f"{path}.name"
@@ -127,6 +130,14 @@ def _problems(model: type[Part], error: ValidationError) -> list[str]:
         said = words[0] + "".join(f" or {word.removeprefix('must be ')}" for word in words[1:])
         result.append(f"{path}: {said}{given}" if path else f"{said}{given}")
     return result
+
+
+def _not_nested(dotted: str) -> str:
+    """What to say about the path of a key in a file, where only arguments have it in one piece."""
+    groups, _, name = dotted.rpartition(".")
+    return (
+        f"the key {dotted} is written with dots; in a file, write {name} on a line of its own below {groups}, indented"
+    )
 
 
 def _in_words(detail: ErrorDetails, annotation: Any) -> str:

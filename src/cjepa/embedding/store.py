@@ -30,9 +30,11 @@ class Column:
 
 
 def rows_kept(folder: Path) -> int:
-    """How many rows of a folder count."""
-    path = folder / DONE
-    return int(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else 0
+    """How many rows of a folder count; none where that cannot be read."""
+    try:
+        return int(json.loads((folder / DONE).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return 0
 
 
 class RowStore:
@@ -43,6 +45,8 @@ class RowStore:
         self.columns = tuple(columns)
         self.names = names
         self.done = rows_kept(folder)
+        if any(self._size(column) < self.done * column.row_bytes for column in self.columns):
+            self.done = 0  # something cut them: made longer again, they would be rows of zeros
         self._files = {column.name: self._open(column) for column in self.columns}
         self._cut_unreadable()
 
@@ -90,6 +94,10 @@ class RowStore:
         path = self.folder / UNREADABLE
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
+
+    def _size(self, column: Column) -> int:
+        path = self.path(column)
+        return path.stat().st_size if path.exists() else 0
 
     def _open(self, column: Column) -> Any:
         """The raw file, cut back to the rows that count: what a kill left behind them is written again."""

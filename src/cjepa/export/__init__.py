@@ -55,7 +55,7 @@ class Export:
 def export_encoder(
     config: AnyExport, encoder: PretrainedEncoder, folder: Path, card: Callable[[str], str] | None = None
 ) -> Export:
-    """Write an encoder into a new folder and check it there; the folder appears only when everything fits.
+    """Write an encoder into a new folder and check it there; it appears, or is filled, only when everything fits.
 
     The encoder is float32 on the CPU. card: the model card, given the Python that opens the export; it becomes
     README.md. Raises InputError when the folder is not empty or an extra is missing, ParityError when the numbers
@@ -64,7 +64,9 @@ def export_encoder(
     target = folder.expanduser()
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise InputError(f"{target} exists already; choose a new or empty folder with --out")
-    unfinished = target.with_name(f".tmp-{target.name}-{secrets.token_hex(4)}")
+    # Inside a folder that is there: it may be the working directory or a mount, which cannot be replaced by another.
+    filled = target.is_dir()
+    unfinished = target / _temporary("export") if filled else target.with_name(_temporary(target.name))
     try:
         unfinished.mkdir(parents=True)
         usage = usage_of(config, encoder, folder)
@@ -74,9 +76,11 @@ def export_encoder(
         with torch.inference_mode(False), torch.no_grad():
             differences = _write_and_check(config, encoder, unfinished)
         require(differences)
-        if target.is_dir():
-            target.rmdir()
-        unfinished.rename(target)
+        if filled:
+            for written in list(unfinished.iterdir()):
+                written.rename(target / written.name)
+        else:
+            unfinished.rename(target)
     except ImportError as error:
         if config.name not in EXTRAS:
             raise
@@ -89,6 +93,10 @@ def export_encoder(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return Export(target, sorted(path.name for path in target.iterdir()), differences, usage)
+
+
+def _temporary(name: str) -> str:
+    return f".tmp-{name}-{secrets.token_hex(4)}"
 
 
 EXTRAS = {"transformers": "transformers", "timm": "timm", "onnx": "onnx"}

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from cjepa.errors import InputError
 from cjepa.export.parity import Difference, compare, probe, sizes
 from cjepa.export.traceable import INPUT, OUTPUTS, trace
 from cjepa.models.pretrained import PretrainedEncoder
@@ -25,7 +26,12 @@ class OnnxConfig(Part):
 
 
 def write_onnx(config: OnnxConfig, encoder: PretrainedEncoder, folder: Path) -> None:
-    """Write the graph into an existing folder; weights of more than 1.5 GB go into a file beside it."""
+    """Write the graph into an existing folder; weights of more than 1.5 GB go into a file beside it.
+
+    InputError for an opset that the exporter does not know: it would write another one, with a message in a log only.
+    """
+    import onnx
+
     weights = sum(parameter.nbytes for parameter in encoder.parameters())
     with warnings.catch_warnings():  # the exporter warns about its own use of what torch deprecates
         warnings.simplefilter("ignore")
@@ -38,6 +44,13 @@ def write_onnx(config: OnnxConfig, encoder: PretrainedEncoder, folder: Path) -> 
             opset_version=config.opset,
             external_data=weights > _MOST_IN_ONE_FILE,
             verbose=False,
+        )
+    imported = onnx.load(folder / MODEL, load_external_data=False).opset_import
+    written = next((each.version for each in imported if each.domain in ("", "ai.onnx")), None)
+    if written != config.opset:
+        raise InputError(
+            f"opset={config.opset} cannot be written by the exporter that is installed (it wrote {written}); choose a "
+            "smaller one, or leave it out"
         )
 
 

@@ -64,9 +64,17 @@ class PretrainedEncoder(nn.Module):
         return digest_of(self.encoder.state_dict())
 
     def forward(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-        """Patch embeddings, row by row. uint8 images are normalised here; floats must be normalised already."""
+        """Patch embeddings, row by row. uint8 images are normalised here; floats must be normalised already.
+
+        ValueError for other integers, of which nothing tells whether they are pixels.
+        """
         if images.dtype == torch.uint8:
             images = normalise(images, self.mean, self.std)
+        elif not images.is_floating_point():
+            raise ValueError(
+                f"images of {images.dtype} are neither uint8 pixels nor normalised floats; give pixels as "
+                "images.to(torch.uint8)"
+            )
         return self.encoder(images.to(self.encoder.patch_projection.weight.dtype))
 
     def embed(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:

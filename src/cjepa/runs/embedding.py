@@ -19,7 +19,7 @@ from cjepa.build import When, Which, choose_device, load_encoder
 from cjepa.data import MOST_SIDE, ImageSource, open_source
 from cjepa.data.every_image import EveryImage, ImageBatch, iterate_every
 from cjepa.data.source import Joined
-from cjepa.embedding import Column, Features, Format, RowStore, format_of, write
+from cjepa.embedding import Column, Features, Format, RowStore, format_of, others, refuse_others, write
 from cjepa.embedding.store import JOB, rows_kept
 from cjepa.errors import DivergedError, InputError, StoppedEarly, StorageError, enough_memory
 from cjepa.models.pretrained import PretrainedEncoder
@@ -92,6 +92,7 @@ def embed_images(
     source = _source(images)
     size = job.image_size or encoder.image_size
     columns = _columns(encoder, size, job.features)
+    refuse_others(format_, out, columns, source.names)
     part = out.with_name(f".{out.name}.part")
     with _locked(part), enough_memory(_SMALLER):
         _claim(part, _description(encoder, source, size, job, chosen))
@@ -112,7 +113,9 @@ def embed_images(
 
 def _source(images: Path) -> ImageSource:
     """All images of a folder, list or shards: those of a training and a test split one after the other."""
-    splits = open_source(data_of(str(images), ()), 0)
+    # A folder called demo or shards is that folder here, not the source of that name.
+    place = images.absolute() if images.exists() else images
+    splits = open_source(data_of(str(place), ()), 0)
     return splits.train if splits.test is None else Joined({"train": splits.train, "test": splits.test})
 
 
@@ -265,9 +268,10 @@ def _append(store: RowStore, pending: _Pending | None, line: Progress) -> None:
 def _finish(store: RowStore, format_: Format, out: Path) -> list[Path]:
     """Give the files their places, OUT last: where it is, everything is."""
     placed = write(format_, store, out, store.folder)
-    unreadable = store.unreadable()
+    unreadable, beside = store.unreadable(), out.with_suffix(".unreadable.jsonl")
+    if not unreadable and not others(out):
+        beside.unlink(missing_ok=True)  # left by embeddings of this name that are gone
     if unreadable:
-        beside = out.with_suffix(".unreadable.jsonl")
         replace(beside, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in unreadable).encode())
         placed[beside] = beside
     for target in sorted(placed, key=lambda each: each == out):

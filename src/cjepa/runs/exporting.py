@@ -28,6 +28,7 @@ from cjepa.runs.pretraining import START
 from cjepa.training.health import Record, judge
 from cjepa.training.metrics import read_metrics
 from cjepa.training.rows import read_object, read_rows
+from cjepa.types import Part
 
 METRICS, ENVIRONMENT = "metrics.jsonl", "environment.json"
 _ENCODERS = (UNTRAINED, *get_args(Which))
@@ -68,9 +69,10 @@ def card_of(
     """What is known about the encoder of a run, or that nothing is, where the weights come from elsewhere."""
     results = _results(path, checkpoint, heads)
     if holds_weights(path):
+        name = path.name if path.name not in ("", "..") else path.resolve().name
         return Card(
-            title=path.name,
-            summary=f"Weights read from {path.name}; how they were trained is not recorded there.",
+            title=name,
+            summary=f"Weights read from {name}; how they were trained is not recorded there.",
             data=["Not recorded."],
             results=results,
             health="Not recorded.",
@@ -99,11 +101,14 @@ def card_of(
 
 def _without_folders(config: RunConfig) -> RunConfig:
     """The config with the last parts of its paths only: where a machine keeps its files belongs to nobody else."""
-    source = config.data.source
-    names = {key: Path(value.name) for key, value in source if isinstance(value, Path)}
-    data = config.data.model_copy(update={"source": source.model_copy(update=names)})
+    source = config.data.source.model_copy(update=_last_parts(config.data.source))
+    data = config.data.model_copy(update={**_last_parts(config.data), "source": source})
     start = config.model.start and Path(config.model.start.name)
     return config.model_copy(update={"data": data, "model": config.model.model_copy(update={"start": start})})
+
+
+def _last_parts(part: Part) -> dict[str, Path]:
+    return {key: Path(value.name) for key, value in part if isinstance(value, Path)}
 
 
 def _data_lines(run: Path, config: RunConfig) -> list[str]:

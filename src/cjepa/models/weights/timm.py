@@ -12,6 +12,10 @@ from cjepa.models.weights.reading import read_safetensors
 
 HEADS = "heads"
 """Key of a file's metadata for what shapes do not tell."""
+_STOCK_HEADS: Mapping[str, int] = {"vit_base_patch16_gap_224": 16}
+"""Heads of timm's models that have others than the named size of their width."""
+_REQUIRED: Mapping[str, tuple[object, ...]] = {"act_layer": (None, "gelu"), "norm_layer": (None, "layernorm")}
+"""Arguments that have to be so, because our encoder has no others; weights have the same names with any."""
 
 
 def read_safetensors_file(path: Path, heads: int | None) -> Weights:
@@ -19,7 +23,7 @@ def read_safetensors_file(path: Path, heads: int | None) -> Weights:
     weights, metadata = read_safetensors(path)
     noted = metadata.get(HEADS, "")
     positions = weights.pop(POSITIONS, None)
-    counted = heads or (int(noted) if noted.isdecimal() and len(noted) < 4 else None)
+    counted = int(noted) if noted.isdecimal() and len(noted) < 4 else heads
     found = recognise("timm", from_vit(weights), positions, str(path), counted)
     return with_start(found, metadata.get(PROJECTION))
 
@@ -29,8 +33,15 @@ def read_timm_folder(folder: Path, values: Mapping[str, Any], heads: int | None)
     arguments, prepared = values.get("model_args") or {}, values.get("pretrained_cfg") or {}
     if not isinstance(arguments, dict) or not isinstance(prepared, dict):
         raise InputError(f"{folder}: model_args and pretrained_cfg of its config.json must be objects")
-    noted = arguments.get("num_heads")
-    weights = read_safetensors_file(folder / TENSORS, heads or (noted if isinstance(noted, int) else None))
+    other = [
+        f"{key}={arguments[key]!r} instead of {allowed[-1]!r}"
+        for key, allowed in _REQUIRED.items()
+        if arguments.get(key) not in allowed
+    ]
+    if other:
+        raise InputError(f"{folder / CONFIG}: an encoder with {', '.join(other)} cannot be used here")
+    noted = arguments.get("num_heads", _STOCK_HEADS.get(str(values.get("architecture"))))
+    weights = read_safetensors_file(folder / TENSORS, noted if isinstance(noted, int) else heads)
     crop = share(prepared.get("crop_pct"))
     return with_preparation(weights, prepared.get("mean"), prepared.get("std"), crop, f"{folder / CONFIG}")
 
