@@ -86,7 +86,7 @@ def card_of(
         title=path.resolve().name,
         summary=(
             f"Pre-trained by {method} on unlabelled images: the {which} encoder after step {step}, "
-            f"objective {run_config.objective.name}."
+            f"objective `{run_config.objective.name}`."
         ),
         tags=tags,
         data=_data_lines(path, run_config),
