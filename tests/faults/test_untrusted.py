@@ -111,6 +111,12 @@ def forged(run: Path, **files: bytes) -> Path:
     return checkpoint
 
 
+@pytest.fixture(autouse=True)
+def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor's product in bfloat16 takes a second on some processors, and is of no interest here."""
+    monkeypatch.setattr("cjepa.runs.doctor._bfloat16", str)
+
+
 def everything_that_reads(run: Path) -> None:
     """Every way to a checkpoint; only declared errors may come out."""
     for attempt in (
