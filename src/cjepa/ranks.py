@@ -173,20 +173,24 @@ def together(failure: CjepaError | None) -> None:
         raise kind(message)
 
 
+def on_all(work: Callable[[], Value]) -> Value:
+    """What `work` returns, on each rank its own; a declared error that it raises on one is raised on all."""
+    done: list[Value] = []
+    failure: CjepaError | None = None
+    try:
+        done.append(work())
+    except CjepaError as error:
+        failure = error
+    together(failure)
+    return done[0]
+
+
 def on_first(work: Callable[[], Value]) -> Value | None:
     """What `work` returns on the first rank, where it stays; None on the others. Its declared error is raised on all.
 
     For what is too large to hand around; `from_first` hands it to all.
     """
-    value: Value | None = None
-    failure: CjepaError | None = None
-    if rank() == 0:
-        try:
-            value = work()
-        except CjepaError as error:
-            failure = error
-    together(failure)
-    return value
+    return on_all(lambda: work() if rank() == 0 else None)
 
 
 def from_first(work: Callable[[], Value]) -> Value:

@@ -25,7 +25,7 @@ from cjepa.data import (
     labelled_only,
 )
 from cjepa.data.source import NO_LABEL, Subset
-from cjepa.errors import CjepaError, InputError
+from cjepa.errors import InputError
 from cjepa.evaluation import FeatureEvaluation, evaluate
 from cjepa.evaluation.features import LabelledFeatures, batches_of, extract_features
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
@@ -36,8 +36,8 @@ from cjepa.evaluation.retrieval import crop_retrieval
 from cjepa.models import Model
 from cjepa.models.pretrained import normalise
 from cjepa.randomness import Stream, uniform_rows
-from cjepa.ranks import from_first, gather, rank, together, world_size
-from cjepa.types import Batch, Part, Precision
+from cjepa.ranks import from_first, gather, on_all, rank, world_size
+from cjepa.types import Part, Precision
 
 _log = logging.getLogger(__name__)
 
@@ -153,10 +153,8 @@ class Monitor:
         # As many images for every rank, so that all ask shards of each other equally often; the last ones come twice.
         each = -(-len(images) // world_size())
         own = [min(index, len(images) - 1) for index in range(rank() * each, (rank() + 1) * each)]
-        failure: CjepaError | None = None
-        features = torch.empty(0)
-        try:
-            features = extract_features(
+        features = on_all(
+            lambda: extract_features(
                 model.target_encoder,
                 self._read(name, images if world_size() == 1 else ChosenItems(images, own)),
                 self.data.mean,
@@ -167,9 +165,7 @@ class Monitor:
                 workers=self.data.processes,
                 patience=self.data.worker_timeout,
             )
-        except CjepaError as error:  # on one rank alone, and all save the run for it
-            failure = error
-        together(failure)
+        )
         return gather(features)[: len(images)]
 
     def _read(self, name: str, images: Dataset[Tensor]) -> Dataset[Tensor] | UInt8[Tensor, "n *views 3 H W"]:
@@ -183,25 +179,13 @@ class Monitor:
             self._kept[name] = torch.cat(list(read))
         return self._kept[name]
 
-    def _probe(self) -> Batch:
-        """The same images, crops and masks on every rank and at every call; an error of one rank is one of all."""
-        batch: Batch | None = None
-        failure: CjepaError | None = None
-        try:
-            batch = self.stream[PROBE_STEP]
-        except CjepaError as error:
-            failure = error
-        together(failure)
-        assert batch is not None, "together raises"
-        return batch
-
     @torch.no_grad()
     def _prediction(self, model: Model) -> tuple[float, Float[Tensor, "N"]]:
         """The explained variance and the errors by position, on a batch that no training sees.
 
         Of two views: what one tells of the other. They have no positions, so their errors are NaN.
         """
-        batch = self._probe()
+        batch = on_all(lambda: self.stream[PROBE_STEP])  # the same on all, but reading may fail on one
         views = batch.images if batch.second is None else torch.cat([batch.images, batch.second])
         images = normalise(views.to(self.device), self.data.mean, self.data.std)
         shown = (images, batch.masks.to(self.device)) if batch.second is None else images.chunk(2)

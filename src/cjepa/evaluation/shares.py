@@ -11,9 +11,8 @@ from torch import Tensor
 
 from cjepa.data import ImageSource
 from cjepa.data.source import Subset
-from cjepa.errors import CjepaError
 from cjepa.evaluation.storage import FeatureStore
-from cjepa.ranks import rank, together, world_size
+from cjepa.ranks import on_all, rank, world_size
 
 _ELEMENTS = 2**24  # numbers that travel together: 64 MiB
 
@@ -30,17 +29,17 @@ def in_shares(
     if world_size() == 1:
         return extract(source)
     own = share(len(source), batch_size, rank())
-    rows: Tensor | None = None
     store = FeatureStore(len(source), scratch)
-    failure: CjepaError | None = None
-    try:
-        if len(own):
-            rows = extract(Subset(source, np.arange(own.start, own.stop)))
-        if rank() == 0 and rows is not None:
+
+    def extracted() -> Tensor | None:
+        if not len(own):
+            return None
+        rows = extract(Subset(source, np.arange(own.start, own.stop)))
+        if rank() == 0:
             store.append(rows)
-    except CjepaError as error:
-        failure = error
-    together(failure)
+        return rows
+
+    rows = on_all(extracted)
     if rank() > 0:
         if rows is not None:
             _send(rows)
