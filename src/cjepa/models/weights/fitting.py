@@ -16,8 +16,8 @@ from cjepa.models.vit import CHANNELS, SIZES, EncoderConfig, VisionTransformer
 POSITION_TOLERANCE = 1e-3
 """Largest difference of stored positions from computed ones that counts as rounding, as a share of the factor on them.
 
-Meta's target encoders average their positions too, over 10^5 steps in float32: rounding moves them by up to 1.5e-4 in
-the 187,500 steps of 300 epochs, and by more in longer trainings. Learned positions differ by 100 times as much.
+Meta's target encoders average their positions too, over more than 10^5 steps in float32: rounding moves them by some
+10^-4, more in longer trainings; a test takes such steps. Learned positions differ by far more.
 """
 MOST_PROBLEMS = 40
 """Names that a message lists; one block has 12."""
