@@ -23,6 +23,7 @@ from cjepa.models import EncoderConfig, Model
 from cjepa.models.weights.contents import digest_of
 from cjepa.models.weights.names import to_vit
 from cjepa.runs import card_of, evaluate_run, export_run, pretrain, recording
+from cjepa.training.checkpoint import CheckpointStore
 from cjepa.training.rows import read_rows
 from tests.encoders import pixels, transformer
 from tests.tiny_runs import write_config, write_images
@@ -103,6 +104,19 @@ def test_the_context_encoder_and_the_best_checkpoint(run: Path, tmp_path: Path) 
     assert "the context encoder after step 3" in (tmp_path / "context" / "README.md").read_text()
 
 
+def test_a_best_checkpoint_from_before_the_training_is_told(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export_run(run, SafetensorsConfig(), tmp_path / "last", checkpoint="last")
+    assert "before any training" not in caplog.text
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    newest = find_checkpoint(other, "last")
+    told = {**newest.state, "progress": newest.state["progress"] | {"best_step": 0}}
+    CheckpointStore(other / "checkpoints").amend(newest, told, {0})
+    export_run(other, SafetensorsConfig(), tmp_path / "best", checkpoint="best")
+    assert "the best checkpoint is that of step 0, before any training" in caplog.text
+
+
 def test_the_card_tells_the_run(run: Path, tmp_path: Path) -> None:
     export_run(run, TimmConfig(), tmp_path / "out", licence="cc-by-4.0: a\n")
     card = (tmp_path / "out" / "README.md").read_text()
@@ -135,6 +149,8 @@ def test_the_card_names_the_objective_and_no_folder_of_the_cache(run: Path, tmp_
     values["objective"] = {"name": "ijepa"}
     (other / "config.yaml").write_text(yaml.safe_dump(values))
     card = card_of(other)
+    assert "@inproceedings{assran2023self," in card.citation
+    assert "@inproceedings{mo2024connecting," in card_of(run).citation
     assert str(tmp_path) not in card.recipe
     assert "cache: cache-of-mine" in card.recipe
     assert "objective `ijepa`" in card.summary

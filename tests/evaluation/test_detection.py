@@ -22,6 +22,7 @@ from cjepa.evaluation.detection import (
     build_detector,
     fitted_size,
     open_detection,
+    parts,
     to_image,
 )
 from cjepa.evaluation.work import Work
@@ -184,12 +185,15 @@ def test_predictions_return_to_the_image() -> None:
     back = to_image(prediction, (30, 40), (60, 80))
     torch.testing.assert_close(back["boxes"], torch.tensor([[20.0, 10, 40, 30]]))
     torch.testing.assert_close(boxes_of(back["masks"][:, 0] > 0.5), torch.tensor([[20.0, 10, 40, 30]]))
-    assert to_image({"boxes": torch.zeros(0, 4), "masks": masks[:0]}, (30, 40), (60, 80))["masks"].shape == (
-        0,
-        1,
-        60,
-        80,
-    )
+
+
+def test_objects_are_looked_at_a_few_at_a_time() -> None:
+    prediction = {"boxes": torch.arange(80.0).reshape(20, 4), "scores": torch.arange(20.0)}
+    found = list(parts(prediction))
+    assert [len(each["scores"]) for each in found] == [8, 8, 4]
+    for name, values in prediction.items():
+        assert torch.equal(torch.cat([each[name] for each in found]), values)
+    assert list(parts({"boxes": torch.zeros(0, 4)})) == []
 
 
 def test_it_trains_scores_and_continues_to_the_bit(shapes: Path, tmp_path: Path) -> None:

@@ -282,3 +282,9 @@ def test_unusable_masks_are_refused(davis: Path, value: int, size: tuple[int, in
     Image.fromarray(np.full(size, value, dtype=np.uint8)).save(path)
     with pytest.raises(InputError, match=message):
         task(davis).measure(small_encoder(), Work())
+
+
+def test_frames_of_two_sizes_are_refused(davis: Path) -> None:
+    Image.new("RGB", (64, 40)).save(davis / "JPEGImages" / "480p" / "slow" / "00002.jpg")
+    with pytest.raises(InputError, match="masks and frames differ in size"):
+        task(davis).measure(small_encoder(), Work())

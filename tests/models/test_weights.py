@@ -11,6 +11,7 @@ from torch import Tensor
 import cjepa
 from cjepa.errors import InputError
 from cjepa.models import EncoderConfig, VisionTransformer
+from cjepa.models.pretrained import normalise
 from cjepa.models.vit import SIZES
 from cjepa.models.weights import open_weights
 from cjepa.models.weights.contents import IMAGENET_MEAN, IMAGENET_STD
@@ -347,6 +348,24 @@ def test_an_image_processor_s_crop_and_missing_normalisation(tmp_path: Path) -> 
     off = {"do_normalize": False, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     found = open_weights(write_foreign(tmp_path / "off", "transformers", off)).preparation
     assert (found.mean, found.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "how", [{"rescale_factor": 1 / 127.5}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5, "do_normalize": False}]
+)
+def test_pixels_that_an_image_processor_scales_otherwise(tmp_path: Path, how: dict[str, object]) -> None:
+    """Ours are divided by 255; mean and deviation change so that inputs are those of transformers' own processor."""
+    values = {"do_resize": False, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]} | how
+    found = open_weights(write_foreign(tmp_path / "weights", "transformers", values)).preparation
+    images = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
+    theirs = transformers.ViTImageProcessor(**values)(images, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(normalise(images, found.mean, found.std), theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [0, -1.0, "x", True])
+def test_a_factor_for_pixels_that_is_none(tmp_path: Path, factor: object) -> None:
+    with pytest.raises(InputError, match="rescale_factor must be a positive number"):
+        open_weights(write_foreign(tmp_path / "weights", "transformers", {"rescale_factor": factor}))
 
 
 def test_shapes_and_positions_of_no_encoder(tmp_path: Path) -> None:

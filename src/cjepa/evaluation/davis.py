@@ -35,13 +35,12 @@ class Sequence:
     def annotations(self) -> UInt8[np.ndarray, "T H W"]:
         """Numbers of objects, of all frames; InputError where sizes or numbers cannot be."""
         masks = [read_mask(path) for path in self.masks]
-        sizes = {mask.shape for mask in masks}
-        height, width = masks[0].shape
-        frame = self.frame(0)
-        if len(sizes) > 1 or (frame.height, frame.width) != (height, width):
+        frames = [self.frame(index) for index in range(len(self.frames))]
+        sizes = {mask.shape for mask in masks} | {(frame.height, frame.width) for frame in frames}
+        if len(sizes) > 1:
             raise InputError(
-                f"sequence {self.name}: its masks and frames differ in size; annotations must have the size of their "
-                "frames (DAVIS: the folder 480p of both)"
+                f"sequence {self.name}: its masks and frames differ in size; all must have the size of the first frame "
+                "(DAVIS: the folder 480p of both)"
             )
         stacked = np.stack(masks)
         objects = int(masks[0][masks[0] != VOID].max(initial=0))

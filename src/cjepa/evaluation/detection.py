@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from cjepa.types import Part
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 _BOX_FEATURES = 1024  # width of torchvision's head for boxes
+_MASKS_AT_ONCE = 8
 
 
 class DetectionConfig(Part):
@@ -175,8 +177,9 @@ class DetectionTask(EncoderTask):
                 image = split.load(image_id)
                 height, width = fitted_size(image, self.side)
                 (prediction,) = model([fitted(image, self.side).to(work.device).float() / 255])
-                prediction = to_image(prediction, (height, width), (image.height, image.width))
-                found += as_results(image_id, self.data.labels, prediction)
+                for part in parts(prediction):
+                    part = to_image(part, (height, width), (image.height, image.width))
+                    found += as_results(image_id, self.data.labels, part)
                 line.update(done, {}, 1)
         return found
 
@@ -239,6 +242,13 @@ def fitted(image: Image.Image, side: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+def parts(prediction: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The objects of an image, a few at a time: at the size of a large photograph a mask has 50 MB."""
+    count = len(prediction["boxes"])
+    for first in range(0, count, _MASKS_AT_ONCE):
+        yield {name: values[first : first + _MASKS_AT_ONCE] for name, values in prediction.items()}
+
+
 def boxes_of(masks: Tensor) -> Float[Tensor, "n 4"]:
     """Left, top, right, bottom of each mask, the last two exclusive."""
     boxes = torch.zeros((len(masks), 4))
@@ -255,8 +265,7 @@ def to_image(prediction: dict[str, Tensor], fitted_to: tuple[int, int], size: tu
     boxes = prediction["boxes"] * scale
     limit = torch.tensor([columns, rows] * 2, device=boxes.device)
     masks = prediction["masks"][:, :, :height, :width]
-    empty = masks.new_zeros((0, 1, *size))
-    masks = nn.functional.interpolate(masks, size, mode="bilinear") if len(masks) else empty
+    masks = nn.functional.interpolate(masks, size, mode="bilinear")
     return prediction | {"boxes": torch.minimum(boxes.clamp(min=0), limit), "masks": masks}
 
 

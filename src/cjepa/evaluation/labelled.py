@@ -44,14 +44,16 @@ class LabelledImages:
 
     def protocol(self) -> dict[str, Any]:
         """What decides the features besides the weights: accuracies compare at equal protocols only."""
-        fingerprint = hashlib.sha256((self.train.fingerprint + self.test.fingerprint).encode()).hexdigest()
+        digest = hashlib.sha256((self.train.fingerprint + self.test.fingerprint).encode())
+        for source in (self.train, self.test):  # the same images may be labelled by another column
+            digest.update(repr(tuple(source.classes)).encode() + source.labels.astype("<i8").tobytes())
         return {
             "train_images": len(self.train),
             "test_images": len(self.test),
             "classes": len(self.train.classes),
             "image_size": list(self.data.size),
             "evaluation_crop": self.data.evaluation_crop,
-            "images": fingerprint[:16],
+            "images": digest.hexdigest()[:16],
         }
 
     def embedded(self, encoder: PretrainedEncoder, pooling: PoolingConfig, work: Work) -> LabelledFeatures | None:

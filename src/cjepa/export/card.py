@@ -33,6 +33,7 @@ class Card:
 
     data, reproduce: lines. recipe: the run's config as YAML, or empty. licence: an identifier, or empty where nobody
     stated one. ancestry: a sentence on weights that these were trained from, or empty. tags: of the method.
+    citation: BibTeX, or empty where the method is not known.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Card:
     licence: str = ""
     ancestry: str = ""
     tags: Sequence[str] = ()
+    citation: str = ""
 
 
 def number(value: float | None) -> str:

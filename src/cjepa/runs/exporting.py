@@ -1,6 +1,7 @@
 """`cjepa export`: the encoder of a run, or of weights from elsewhere, in the format of another library, checked."""
 
 import json
+import logging
 import shlex
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +18,7 @@ from cjepa.build import (
     untrained_encoder,
 )
 from cjepa.config import RunConfig, dump_yaml
-from cjepa.export import AnyExport, Export, export_encoder
+from cjepa.export import AnyExport, Export, citations, export_encoder
 from cjepa.export.card import Card, Table, number, render_card
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.models.weights import holds_weights
@@ -30,15 +31,16 @@ from cjepa.training.metrics import read_metrics
 from cjepa.training.rows import read_object, read_rows
 from cjepa.types import Part
 
+_log = logging.getLogger(__name__)
 METRICS, ENVIRONMENT = "metrics.jsonl", "environment.json"
 _ENCODERS = (UNTRAINED, *get_args(Which))
-_CJEPA = "C-JEPA (Contrastive-JEPA)", ("jepa", "c-jepa")
+_CJEPA = "C-JEPA (Contrastive-JEPA)", ("jepa", "c-jepa"), citations.CJEPA
 _BASELINES = {
-    "ijepa": ("I-JEPA", ("jepa", "i-jepa")),
-    "vicreg": ("VICReg", ("vicreg",)),
-    "simsiam": ("SimSiam", ("simsiam",)),
+    "ijepa": ("I-JEPA", ("jepa", "i-jepa"), citations.IJEPA),
+    "vicreg": ("VICReg", ("vicreg",), citations.VICREG),
+    "simsiam": ("SimSiam", ("simsiam",), citations.SIMSIAM),
 }
-"""The objectives that are not C-JEPA, as a card calls them, and their tags."""
+"""The objectives that are not C-JEPA, as a card calls them, their tags and papers."""
 
 
 def export_run(
@@ -58,6 +60,8 @@ def export_run(
     """
     encoder = load_encoder(run, encoder=which, checkpoint=checkpoint, heads=heads)
     card = card_of(run, which, checkpoint, licence, heads)
+    if checkpoint == "best" and not holds_weights(run) and find_checkpoint(run, checkpoint).step == 0:
+        _log.warning("the best checkpoint is that of step 0, before any training: nothing measured later was better")
     return export_encoder(
         config, encoder, folder, lambda usage: render_card(card, encoder, config.name, usage, __version__)
     )
@@ -81,7 +85,7 @@ def card_of(
             ancestry="Whoever trained these weights decides under which terms they may be used.",
         )
     run_config, step = read_config(path), find_checkpoint(path, checkpoint).step
-    method, tags = _BASELINES.get(run_config.objective.name, _CJEPA)
+    method, tags, paper = _BASELINES.get(run_config.objective.name, _CJEPA)
     return Card(
         title=path.resolve().name,
         summary=(
@@ -96,6 +100,7 @@ def card_of(
         recipe=dump_yaml(_without_folders(run_config)).strip(),
         licence=licence,
         ancestry=_ancestry(path, run_config),
+        citation=paper.bibtex(),
     )
 
 

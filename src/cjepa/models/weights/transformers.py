@@ -3,13 +3,15 @@
 Read without transformers itself: the folder's weights are plain safetensors.
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cjepa.errors import InputError
 from cjepa.models.blocks import NORM_EPSILON
-from cjepa.models.weights.contents import PROJECTION, Weights, recognise, with_preparation, with_start
+from cjepa.models.weights.contents import PROJECTION, Channels, Weights, recognise, with_preparation, with_start
 from cjepa.models.weights.folder import CONFIG, TENSORS
 from cjepa.models.weights.names import TRANSFORMERS_POSITIONS, from_transformers
 from cjepa.models.weights.reading import read_json, read_safetensors
@@ -54,7 +56,24 @@ def _prepared(folder: Path, found: Weights) -> Weights:
     mean, std = values.get("image_mean"), values.get("image_std")
     if values.get("do_normalize") is False:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return with_preparation(found, mean, std, _crop(values), str(path))
+    return _rescaled(with_preparation(found, mean, std, _crop(values), str(path)), values, path)
+
+
+def _rescaled(found: Weights, values: Mapping[str, Any], path: Path) -> Weights:
+    """Mean and deviation for pixels / 255, of those for pixels times the processor's own factor."""
+    factor = 1.0 if values.get("do_rescale") is False else values.get("rescale_factor", 1 / 255)
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        raise InputError(f"{path}: rescale_factor must be a positive number, not {factor!r}; correct the file")
+    unit = 255 * factor
+    if math.isclose(unit, 1):
+        return found
+    how = found.preparation
+    return replace(found, preparation=replace(how, mean=_divided(how.mean, unit), std=_divided(how.std, unit)))
+
+
+def _divided(channels: Channels, unit: float) -> Channels:
+    red, green, blue = channels
+    return red / unit, green / unit, blue / unit
 
 
 def _crop(values: Mapping[str, Any]) -> float:
