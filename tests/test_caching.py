@@ -108,6 +108,19 @@ def test_a_changed_folder_is_decoded_again(colours: Path, tmp_path: Path, change
     assert same(after, after.source)
 
 
+def test_files_that_rows_of_parquet_name_may_change_too(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    kind = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+    rows = [{"bytes": None, "path": "0.png"}, None, {"bytes": None, "path": "gone.png"}]
+    parquet.write_table(arrow.table({"image": arrow.array(rows, kind)}), tmp_path / "x.parquet")
+    for colour in (10, 200):
+        Image.new("RGB", (8, 8), (colour,) * 3).save(tmp_path / "0.png")
+        source = opened(tmp_path / "x.parquet")
+        found = cached(source, tmp_path / "cache", LARGE)
+        assert isinstance(found, CachedSource)
+        assert found.load(0).getpixel((0, 0)) == source.load(0).getpixel((0, 0)) == (colour,) * 3
+
+
 def test_what_does_not_fit_is_read_as_before(
     source: ImageSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -156,6 +169,16 @@ def test_an_unreadable_image_stays_unreadable(colours: Path, tmp_path: Path) -> 
     assert np.array_equal(found.load(index + 1), found.source.load(index + 1))
 
 
+def test_an_image_that_became_too_large_is_not_taken_from_decoded_ones(colours: Path, tmp_path: Path) -> None:  # noqa: F811
+    cached(opened(colours), tmp_path / "cache", LARGE)
+    config = DataConfig(source=FolderConfig(path=colours), max_pixels=700)
+    found = cached(open_source(config, 0).train, tmp_path / "cache", LARGE)
+    assert isinstance(found, CachedSource)
+    assert found.load(0).size == (30, 20)
+    with pytest.raises(UnreadableImageError, match="more than max_pixels=700"):
+        found.load(len(found) - 1)
+
+
 def test_damaged_pixels_are_read_from_the_source(source: ImageSource, tmp_path: Path) -> None:
     found = cached(source, tmp_path / "cache", LARGE)
     assert isinstance(found, CachedSource)
@@ -166,7 +189,7 @@ def test_damaged_pixels_are_read_from_the_source(source: ImageSource, tmp_path: 
     assert same(CachedSource(source, found.folder), source)
 
 
-@pytest.mark.parametrize("damage", ["cut pixels", "cut table", "another table", "leftover"])
+@pytest.mark.parametrize("damage", ["cut pixels", "cut table", "empty table", "archive", "another table", "leftover"])
 def test_what_is_not_whole_is_made_again(source: ImageSource, tmp_path: Path, damage: str) -> None:
     found = cached(source, tmp_path / "cache", LARGE)
     assert isinstance(found, CachedSource)
@@ -174,6 +197,10 @@ def test_what_is_not_whole_is_made_again(source: ImageSource, tmp_path: Path, da
         os.truncate(found.folder / PIXELS, 100)
     elif damage == "cut table":
         os.truncate(found.folder / TABLE, 100)
+    elif damage == "empty table":  # what a power cut leaves
+        os.truncate(found.folder / TABLE, 0)
+    elif damage == "archive":
+        (found.folder / TABLE).write_bytes(b"PK\3\4" + bytes(100))
     elif damage == "another table":
         np.save(found.folder / TABLE, np.zeros((3, 4), np.int64))
     else:

@@ -1,5 +1,6 @@
 """The command line: what it refuses and how it says so, what it prints, and that a stopped run goes on."""
 
+import io
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ import torch
 from filelock import FileLock
 from typer.testing import CliRunner, Result
 
-from cjepa import __version__, runs
+from cjepa import __version__, cli, runs
 from cjepa.cli import app
 from cjepa.config import RunConfig, describe_keys, parse, read_yaml
 from cjepa.config.presets import preset_facts, preset_names, resolve
@@ -281,6 +282,17 @@ def test_a_home_folder_that_the_shell_left_alone(tiny: Path, images: Path, tmp_p
     assert f"next: cjepa evaluate linear '{tmp_path / 'a run'}'" in said(result)
     report = CliRunner().invoke(app, ["report", "~/a run"], env=home)
     assert report.exit_code == 0, report.output
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_names_that_the_terminal_cannot_show_are_spelt_out(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding))
+    monkeypatch.setattr(cli, "app", lambda: print("caf\udce9 \u4e2d", flush=True))
+    cli.main()
+    assert shown.getvalue().decode(encoding).rstrip() == "caf\\udce9 " + (
+        "\\u4e2d" if encoding == "latin-1" else "\u4e2d"
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full stands for a full disk")

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import shutil
 import signal
@@ -24,7 +25,8 @@ from cjepa.data.source import Joined
 from cjepa.embedding import Column, RowStore
 from cjepa.errors import DivergedError, InputError, StoppedEarly, StorageError
 from cjepa.models.weights.folder import write_folder
-from cjepa.runs import EmbeddingJob, embed_images
+from cjepa.runs import EmbeddingJob, embed_images, embedding
+from cjepa.runs.labelled_images import open_labelled
 from cjepa.types import Unreadable
 from tests.encoders import pretrained
 from tests.tiny_runs import write_images
@@ -450,3 +452,16 @@ def test_embeddings_that_are_not_finite_are_not_written(images: Path, tmp_path: 
 def test_on_a_gpu(weights: Path, images: Path, expected: torch.Tensor, tmp_path: Path) -> None:
     embed_images(weights, images, tmp_path / "e.npy", EmbeddingJob(batch_size=7), device="cuda", workers=2)
     np.testing.assert_allclose(np.load(tmp_path / "e.npy")[READABLE], expected.mean(1), atol=2e-2)
+
+
+def test_what_is_left_out_of_the_images_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for folder in ("train", "test", "val"):
+        write_images(tmp_path / folder)
+    for opening in (
+        lambda: embedding._source(tmp_path),
+        lambda: open_labelled(DataConfig(source=FolderConfig(path=tmp_path)), 0),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            opening()
+        assert "ignored beside train and test: val" in caplog.text

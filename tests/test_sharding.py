@@ -162,6 +162,57 @@ def test_shards_can_be_packed_again(images: Path, tmp_path: Path) -> None:
     assert_same_images(opened(images).train, opened(tmp_path / "two").train)
 
 
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"a\\b.png", b"1:2.png"])
+def test_any_name_can_be_packed(name: bytes, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, each in enumerate((name, b"plain.png")):
+        try:
+            with open(os.path.join(os.fsencode(folder), each), "wb") as file:  # noqa: PTH118, PTH123  Path takes no bytes
+                file.write(picture(number))
+        except OSError:
+            pytest.skip("this file system takes no such names")
+    shard_images(data(folder), tmp_path / "out", Packing())
+    assert_same_images(opened(tmp_path / "out").train, opened(folder).train)
+
+
+def test_a_strip_that_is_too_long_for_jpeg_is_kept(tmp_path: Path) -> None:
+    strip = tmp_path / "images" / "strip.png"
+    strip.parent.mkdir()
+    Image.new("RGB", (70_000, 17)).save(strip)
+    (tmp_path / "images" / "usual.png").write_bytes(picture(0))
+    shard_images(data(tmp_path / "images"), tmp_path / "out", Packing(size=16))
+    assert opened(tmp_path / "out").train.load(0).size == (70_000, 17)
+
+
+@pytest.mark.parametrize("name", [b"a:b.tar", b"a\\b.tar", b"caf\xe9.tar"])
+def test_a_shard_that_an_index_cannot_name_is_refused_before_any_is_read(name: bytes, tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", shards=1)
+    try:
+        os.rename(tmp_path / "shards" / "part-0000.tar", os.path.join(os.fsencode(tmp_path / "shards"), name))  # noqa: PTH104, PTH118
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    with pytest.raises(InputError, match=r"an index cannot name a shard .*; rename it"):
+        index_shards(tmp_path / "shards", tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_split_of_one_class_keeps_its_labels(tmp_path: Path) -> None:
+    """It is the other split that makes it one of several."""
+    for place in ("train/a/1", "train/b/2", "test/b/3", "test/b/4"):
+        path = tmp_path / "images" / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(int(place[-1])))
+    shard_images(data(tmp_path / "images"), tmp_path / "out", Packing())
+    shards, folder = opened(tmp_path / "out"), opened(tmp_path / "images")
+    assert shards.test is not None
+    assert folder.test is not None
+    assert folder.test.labels.tolist() == [1, 1]
+    assert_same_images(shards.train, folder.train)
+    assert_same_images(shards.test, folder.test)
+    assert open_source(data(tmp_path / "out" / "test"), 0).train.classes == ()
+
+
 def test_the_number_of_images_in_a_shard_follows_their_size(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

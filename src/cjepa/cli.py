@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from cjepa import __version__
 from cjepa.cli_arguments import Changes, Heads, Origin, Weights, at_home, one_of, variant
 from cjepa.cli_files import embed, export, shard
-from cjepa.cli_terminal import drop_output, messages_on_terminal, print_table
+from cjepa.cli_terminal import drop_output, messages_on_terminal, print_table, spell_out_what_it_lacks
 from cjepa.errors import CjepaError, NoValidCheckpointError, StoppedEarly, StorageError, enough_memory
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ RunToCheck = Annotated[
 
 def main() -> None:
     """The entry point of `cjepa` and of `python -m cjepa`."""
+    spell_out_what_it_lacks()
     app()
 
 

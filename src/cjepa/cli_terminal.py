@@ -1,5 +1,6 @@
 """What the command line does with its terminal: tables on standard output, messages on standard error."""
 
+import io
 import logging
 import os
 import sys
@@ -14,6 +15,16 @@ def print_table(table: object) -> None:
     console = Console(highlight=False)
     console.width = min(console.width, 80) if console.width >= 40 else 80
     console.print(table)
+
+
+def spell_out_what_it_lacks() -> None:
+    """Characters that standard output cannot encode are spelt out, as on standard error.
+
+    A class in Chinese on a terminal of Latin letters, or a folder whose name is not UTF-8, would end a finished run in
+    a traceback.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def drop_output() -> None:

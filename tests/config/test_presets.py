@@ -89,6 +89,7 @@ def test_a_file_wins_over_nothing_and_a_preset_over_a_file(tmp_path: Path, monke
         ("zebra", "presets are camvid, cifar10, cifar10-small"),
         ("missing.yaml", "cannot read missing.yaml"),
         (".", "is a folder; give a preset"),
+        ("x" * 300, "File name too long"),
     ],
 )
 def test_what_is_neither_preset_nor_file(

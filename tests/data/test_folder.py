@@ -158,10 +158,19 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
 
 
 def test_what_only_looks_like_an_image_is_skipped(tmp_path: Path) -> None:
-    fill(tmp_path, "1.png", "2.png", "._1.png", ".cache/3.png", "__MACOSX/a/4.png")
+    fill(tmp_path, "1.png", "2.png", "._1.png", ".cache/3.png", "__MACOSX/a/4.png", "@eaDir/1.png/THUMB.jpg")
+    fill(tmp_path, "$RECYCLE.BIN/S-1/5.png", "lost+found/6.png")
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     assert opened(tmp_path).train.names == ["1.png", "2.png"]
+
+
+def test_what_may_have_been_meant_is_said(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a/1.png", "train/a/2.png", "train/a/3.HEIC", "train/b.tar", "train/x.txt", "test/a/4.png")
+    assert opened(tmp_path).notes[1:] == (
+        f"{tmp_path / 'train'}: left out, since such files are not read: 1 .heic, 1 .tar; convert or unpack them first",
+    )
+    assert opened(tmp_path / "train").notes == opened(tmp_path).notes[1:]
 
 
 def test_names_that_are_not_utf8_can_be_read_and_printed(tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ def test_absolute_paths_below_the_root_become_relative(pictures: Path, tmp_path:
             r"2 of the files that .*list\.txt lists .*gone\.png \(line 2\)",
         ),
         (b"a.png\nb\0.png\n", "1 of the files"),
+        ("a.png\nb.png\nfolder\n", r"1 of the files that .* are not there in .*folder \(line 3\)"),
+        ("a.png\nb.png\n".encode("utf-16"), r"list\.txt is written in UTF-16; save it in UTF-8"),
         ("a.png\n", "lists 1 images; at least 2"),
         ("", "lists 0 images; at least 2"),
         (b"a.png\tcaf\xe9\nb.png\n", "line 1: the label is not UTF-8"),
@@ -72,8 +74,13 @@ def test_absolute_paths_below_the_root_become_relative(pictures: Path, tmp_path:
     ],
 )
 def test_other_lists_are_refused(pictures: Path, text: str | bytes, message: str) -> None:
+    (pictures / "folder").mkdir()
     with pytest.raises(InputError, match=message):
         listed(pictures, text)
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_name(pictures: Path) -> None:
+    assert listed(pictures, b"\xef\xbb\xbfa.png\r\nb.png\r\n").names == ["a.png", "b.png"]
 
 
 def test_what_is_no_file_is_refused(pictures: Path) -> None:

@@ -120,6 +120,38 @@ def test_plain_bytes_and_labels_of_text(tmp_path: Path) -> None:
     assert source.encoded(2) == picture(2)
 
 
+def test_categories_of_text_are_labels(tmp_path: Path) -> None:
+    """As pandas and polars write them."""
+    table = hub_table(range(4)).append_column("label", arrow.array(["b", None, "a", "b"]).dictionary_encode())
+    source = train(write(tmp_path / "x.parquet", table))
+    assert source.classes == ("a", "b")
+    assert source.labels.tolist() == [1, -1, 0, 1]
+
+
+def test_a_split_of_one_class_keeps_its_labels(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", hub_table(range(3), [3, 7, 3]))
+    write(tmp_path / "test.parquet", hub_table(range(3, 5), [7, 7]))
+    splits = opened(tmp_path)
+    assert splits.test is not None
+    assert splits.test.classes == ("3", "7")
+    assert splits.test.labels.tolist() == [1, 1]
+    alone = opened(tmp_path / "test.parquet").train
+    assert (alone.classes, alone.labels.tolist()) == ((), [-1, -1])
+
+
+def test_files_that_are_left_out_or_missing_are_named(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00003", "train-00002-of-00003", "test-00000-of-00001-5f2c", "unsupervised-0"):
+        write(tmp_path / "data" / f"{name}.parquet", hub_table(range(2)))
+    notes = opened(tmp_path).notes
+    assert notes[1:] == (
+        f"{tmp_path}: ignored beside train-00000-of-00003.parquet and test-00000-of-00001-5f2c.parquet: "
+        "data/unsupervised-0.parquet",
+        f"{tmp_path / 'data'}: only 2 of the 3 files train-NNNNN-of-00003 are here; the images of the others are "
+        "missing",
+    )
+    assert opened(tmp_path / "data" / "train-00000-of-00003.parquet").notes == ()
+
+
 def test_images_in_files_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "data" / "pictures").mkdir(parents=True)
     (tmp_path / "data" / "pictures" / "a.png").write_bytes(picture(1))
@@ -224,6 +256,30 @@ def test_files_that_differ_from_each_other(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", hub_table(range(3)))
     write(tmp_path / "b.parquet", arrow.table({"image": [b"x", b"y"]}))
     with pytest.raises(InputError, match=r"b\.parquet: its column image is not like that of the first file"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "its column label is not like that of the first file; separate them"),
+        (arrow.array(["0", "1", "0"]), "its column label is not like that of the first file"),
+        ((["dog", "cat"],), "the numbers in its column label stand for other classes than in the first file"),
+    ],
+)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_labels_that_differ_between_files(tmp_path: Path, labels: Any, message: str, swapped: bool) -> None:
+    first = hub_table(range(3), [0, 1, 0], ["cat", "dog"])
+    second = hub_table(range(3))
+    if isinstance(labels, tuple):
+        second = hub_table(range(3), [0, 1, 0], *labels)
+    elif labels is not None:
+        second = second.append_column("label", labels)
+    elif swapped:
+        return  # the column is not looked for where the first file has none
+    for name, table in zip("ba" if swapped else "ab", (first, second), strict=True):
+        write(tmp_path / f"{name}.parquet", table)
+    with pytest.raises(InputError, match=rf"b\.parquet: {message}"):
         opened(tmp_path)
 
 

@@ -195,6 +195,15 @@ def test_each_image_of_a_sample_counts_and_has_its_label(tmp_path: Path) -> None
     assert contents.others == {".cls": 2, ".txt": 1}
 
 
+def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
+    """macOS puts one before each file of a sample: among the images they were unreadable, and labels were lost."""
+    files = {f"{place}0.{kind}": b"x" for kind in ("png", "cls") for place in ("._", "", "@eaDir/0.png/", "__MACOSX/")}
+    contents = read_shard(write_tar(tmp_path / "0.tar", files))
+    assert contents.names.names() == ["0.png"]
+    assert contents.labels == ["x"]
+    assert contents.others == {".cls": 1}
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

@@ -4,6 +4,7 @@ import pytest
 from cjepa.data import DataConfig, DemoConfig, FolderConfig, open_source
 from cjepa.data.arrays import ArraySource
 from cjepa.data.source import ImageSource, Subset, holdout
+from cjepa.errors import InputError
 
 
 def source_of(labels: list[int]) -> ArraySource:
@@ -49,6 +50,18 @@ def test_subset_renumbers() -> None:
     assert subset.labels.tolist() == [1, 1]
     assert subset.load(0).getpixel((0, 0)) == (3, 3, 3)
     assert subset.fingerprint != Subset(source, np.array([1, 3])).fingerprint != source.fingerprint
+
+
+def test_what_cannot_be_looked_at_is_refused_in_words(tmp_path, monkeypatch) -> None:
+    with pytest.raises(InputError, match=r"data: .*xxx cannot be read: File name too long; check the path"):
+        open_source(DataConfig(source=FolderConfig(path=tmp_path / ("x" * 300))), 0)
+
+    def refuse(self, **_):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(tmp_path), "stat", refuse)
+    with pytest.raises(InputError, match="private cannot be read: Permission denied; check the path"):
+        open_source(DataConfig(source=FolderConfig(path=tmp_path / "private")), 0)
 
 
 def test_open_source_opens_every_kind(colours) -> None:

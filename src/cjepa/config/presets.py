@@ -49,9 +49,13 @@ def _values(origin: str) -> dict[str, Any]:
         values: dict[str, Any] = read_yaml(preset_text(origin), f"preset {origin}")
         return values
     path = Path(origin)
-    if path.is_file() or path.suffix in (_SUFFIX, ".yml"):
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:  # a name that is too long, a folder on the way that may not be entered
+        raise InputError(f"cannot look for {origin} ({error.strerror}); check the path") from error
+    if is_file or path.suffix in (_SUFFIX, ".yml"):
         return load_yaml(path)
-    if path.is_dir():
+    if is_folder:
         raise InputError(f"{origin} is a folder; give a preset ({', '.join(names)}), and images with data={origin}")
     meant = nearest(origin, names)
     guess = f"did you mean {meant}?" if meant else f"presets are {', '.join(names)}."

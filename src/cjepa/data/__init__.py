@@ -13,12 +13,14 @@ from cjepa.data.files import FileSource
 from cjepa.data.folder import FolderConfig, lies_among_images, open_folder
 from cjepa.data.huggingface import HuggingFaceConfig, open_huggingface
 from cjepa.data.lists import ListConfig, open_list
+from cjepa.data.names import printable
 from cjepa.data.parquet import ParquetConfig, ParquetSource, open_parquet
 from cjepa.data.shards import ShardsConfig, ShardSource, is_sharded, open_shards
 from cjepa.data.source import NO_LABEL, ImageSource, Splits, holdout, labelled_only
 from cjepa.data.stream import TrainingStream, iterate
 from cjepa.data.torchvision_sets import TorchvisionConfig, open_torchvision
 from cjepa.data.views import ViewsStream
+from cjepa.errors import InputError
 
 LIST_EXTENSIONS = (".txt", ".tsv", ".lst")
 
@@ -60,6 +62,16 @@ __all__ = [
 
 def open_source(config: DataConfig, seed: int) -> Splits:
     """The images that a config names; raises InputError when they are missing or cannot be used."""
+    try:
+        return _opened(config, seed)
+    except OSError as error:  # not to be entered, too long a name, gone while it was listed, a server that is away
+        raise InputError(
+            f"data: {printable(str(error.filename or 'the images'))} cannot be read: {error.strerror or error}; "
+            "check the path, its permissions and the disk"
+        ) from error
+
+
+def _opened(config: DataConfig, seed: int) -> Splits:
     match recognised(config.source):
         case FolderConfig() as folder:
             return open_folder(folder, config.max_pixels)

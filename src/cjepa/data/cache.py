@@ -4,6 +4,8 @@ import hashlib
 import logging
 import os
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from PIL import Image
 from cjepa.data.arrays import ArraySource
 from cjepa.data.decoding import UnreadableImageError
 from cjepa.data.files import FileSource
+from cjepa.data.parquet import ParquetSource
+from cjepa.data.shards import ShardSource
 from cjepa.data.source import ImageSource
 
 _log = logging.getLogger(__name__)
@@ -30,16 +34,21 @@ _LOOKED_AT = 64
 def signature(source: ImageSource) -> str:
     """A sha256 that changes when the decoded images may: for files also when one of them was only written again."""
     digest = hashlib.sha256(f"cjepa {_FORMAT}, Pillow {PIL.__version__}, {source.fingerprint}\n".encode())
+    if isinstance(source, FileSource | ShardSource | ParquetSource):
+        digest.update(b"at most %d pixels\n" % source.max_pixels)
     if isinstance(source, FileSource):
         for index in range(len(source)):
-            digest.update(b"%d %d\n" % _written(source, index))
+            digest.update(b"%d %d\n" % _written(partial(source.path, index)))
+    if isinstance(source, ParquetSource):
+        for path in source.files_beside():
+            digest.update(b"%d %d\n" % _written(path.resolve))
     return digest.hexdigest()
 
 
-def _written(source: FileSource, index: int) -> tuple[int, int]:
+def _written(path: Callable[[], Path]) -> tuple[int, int]:
     try:
-        status = source.path(index).stat()
-    except (OSError, UnreadableImageError):
+        status = path().stat()
+    except (OSError, ValueError):  # UnreadableImageError among them, and a zero byte in a name
         return (0, 0)
     return (status.st_size, status.st_mtime_ns)
 
@@ -75,7 +84,8 @@ class CachedSource:
         self.folder = folder
         self.names, self.labels, self.classes = source.names, source.labels, source.classes
         self.fingerprint = source.fingerprint
-        self.table: npt.NDArray[np.int64] = np.load(folder / TABLE, allow_pickle=False)
+        with (folder / TABLE).open("rb") as file:  # np.load has errors of its own for what a power cut left empty
+            self.table: npt.NDArray[np.int64] = np.lib.format.read_array(file, allow_pickle=False)
         if self.table.shape != (len(source), COLUMNS) or self.table.dtype != np.int64:
             raise ValueError(f"{folder / TABLE} is the table of other images")
         if os.path.getsize(folder / PIXELS) != 3 * int((self.table[:, 1] * self.table[:, 2]).sum()):  # noqa: PTH202

@@ -17,6 +17,14 @@ EXTENSIONS = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif"),
 )
 
+_OF_SYSTEMS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+"""What macOS, Synology, Windows and Linux leave beside the files of a user: copies, thumbnails, what was deleted."""
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is passed over: some of these end like images and are none, or thumbnails of them."""
+    return name.startswith(".") or name in _OF_SYSTEMS
+
 
 class FileList:
     """Files while they are found: their paths relative to a root as the file system spells them, and their sizes."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
-from cjepa.data.files import EXTENSIONS, FileList, FileSource
+from cjepa.data.files import EXTENSIONS, FileList, FileSource, is_hidden
 from cjepa.data.labels import LabelColumn, ordered_classes
 from cjepa.data.names import printable
 from cjepa.data.source import Splits
@@ -21,6 +21,14 @@ _HINTS = {
     ".tar": "; tar shards need an index: cjepa shard --index-only FOLDER",
     ".parquet": "; Parquet files are read with data.source.name=parquet data.source.path=FOLDER",
 }
+
+
+_NOT_READ = (
+    *(".heic", ".heif", ".jxl", ".jp2", ".j2k", ".tga", ".psd", ".exr", ".hdr", ".dcm"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+    *(".zip", ".tar", ".tgz", ".gz", ".7z", ".rar", ".parquet"),
+)
+"""Pictures of kinds that are not read, and archives: where they lie beside images, those may not be all there are."""
 
 
 class FolderConfig(Part):
@@ -48,13 +56,13 @@ def open_folder(config: FolderConfig, max_pixels: int) -> Splits:
     subfolders = split_folders(root)
     if subfolders is None:
         found = _found_images(root)
-        return Splits(found.source(root, ordered_classes(found.classes), max_pixels), None)
+        return Splits(found.source(root, ordered_classes(found.classes), max_pixels), None, found.notes(root))
     train, test = _found_images(root / subfolders.train), _found_images(root / subfolders.test, at_least=1)
     classes = ordered_classes([*train.classes, *test.classes])
     return Splits(
         train.source(root / subfolders.train, classes, max_pixels),
         test.source(root / subfolders.test, classes, max_pixels),
-        subfolders.notes(root),
+        subfolders.notes(root) + train.notes(root / subfolders.train) + test.notes(root / subfolders.test),
     )
 
 
@@ -64,7 +72,7 @@ def lies_among_images(config: FolderConfig, place: Path) -> bool:
     splits = split_folders(root)
     walked = [root] if splits is None else [root / splits.train, root / splits.test]
     return any(
-        place.is_relative_to(folder) and not any(map(_hidden, place.relative_to(folder).parts))
+        place.is_relative_to(folder) and not any(map(is_hidden, place.relative_to(folder).parts))
         for folder in (each.resolve() for each in walked)
     )
 
@@ -80,7 +88,7 @@ class SplitFolders(NamedTuple):
         """What the user should know."""
         notes = [f"{root}: training on {self.train}, testing on {self.test}"]
         if self.ignored:
-            notes.append(f"{root}: ignored beside {self.train} and {self.test}: {_shortened(self.ignored)}")
+            notes.append(f"{root}: ignored beside {self.train} and {self.test}: {shortened(self.ignored)}")
         return tuple(notes)
 
 
@@ -95,7 +103,8 @@ def split_folders(root: Path) -> SplitFolders | None:
     return SplitFolders(*used, tuple(sorted(name for each in names if (name := each.rstrip("/")) not in used)))
 
 
-def _shortened(names: Sequence[str], shown: int = 8) -> str:
+def shortened(names: Sequence[str], shown: int = 8) -> str:
+    """The first names, and how many more there are."""
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + rest
 
@@ -113,6 +122,8 @@ class _Found:
 
     def __init__(self) -> None:
         self.files = FileList()
+        self.others = Counter[str]()
+        """Files that are no images, by extension."""
         self._labels = LabelColumn()
 
     def add(self, path: str, size: int) -> None:
@@ -124,17 +135,24 @@ class _Found:
     def classes(self) -> list[str]:
         return self._labels.classes.met
 
+    def notes(self, root: Path) -> tuple[str, ...]:
+        """What the user should know of files that may have been meant."""
+        kinds = [f"{count:,} {kind}" for kind, count in self.others.most_common() if kind in _NOT_READ]
+        if not kinds:
+            return ()
+        return (f"{root}: left out, since such files are not read: {shortened(kinds)}; convert or unpack them first",)
+
     def source(self, root: Path, classes: tuple[str, ...], max_pixels: int) -> FileSource:
         return FileSource(root, self.files, self._labels.labels(classes), classes, max_pixels)
 
 
 def _found_images(root: Path, at_least: int = 2) -> _Found:
     """Image files below root, sorted by name whatever order the file system lists them in."""
-    found, others = _Found(), Counter[str]()
+    found = _Found()
     for path in _files(root):
         extension = os.path.splitext(path)[1].lower()  # noqa: PTH122  a Path for each of 10^6 names is slow
         if extension not in EXTENSIONS:
-            others[extension or "no extension"] += 1
+            found.others[extension or "no extension"] += 1
             continue
         try:
             found.add(path, os.stat(f"{root}/{path}").st_size)  # noqa: PTH116  the same
@@ -142,8 +160,8 @@ def _found_images(root: Path, at_least: int = 2) -> _Found:
             continue
     if not len(found.files):
         raise InputError(
-            f"data: {root} holds no images{_what_else(others)}; give a folder of {', '.join(EXTENSIONS)} files"
-            + "".join(hint for extension, hint in _HINTS.items() if extension in others)
+            f"data: {root} holds no images{_what_else(found.others)}; give a folder of {', '.join(EXTENSIONS)} files"
+            + "".join(hint for extension, hint in _HINTS.items() if extension in found.others)
         )
     if len(found.files) < at_least:
         only = printable(found.files.names().raw(0))
@@ -187,7 +205,7 @@ def _listed(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not _hidden(entry.name) and (kind := _kind(entry)) is not None:
+                if not is_hidden(entry.name) and (kind := _kind(entry)) is not None:
                     names.append(entry.name + kind)
     except OSError as error:
         raise InputError(
@@ -202,8 +220,3 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
         return "/" if entry.is_dir() else "" if entry.is_file() else None
     except OSError:  # a link to itself
         return None
-
-
-def _hidden(name: str) -> bool:
-    """Names of thumbnails and of the copies that macOS leaves in archives: they end like images and are none."""
-    return name.startswith(".") or name == "__MACOSX"

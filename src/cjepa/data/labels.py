@@ -59,9 +59,13 @@ class LabelColumn:
 
 def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:
     """The classes that these names make: by value if all are whole numbers, else by spelling; one alone is none."""
+    ordered = ordered_names(names)
+    return ordered if len(ordered) > 1 else ()
+
+
+def ordered_names(names: Iterable[str]) -> tuple[str, ...]:
+    """The same of one split, where one name alone may be a class: the other split may have more."""
     distinct = set(names)
     if all(name.isascii() and name.isdigit() and len(name) < 19 for name in distinct):
-        ordered = sorted(distinct, key=lambda name: (int(name), name))
-    else:
-        ordered = sorted(distinct)
-    return tuple(ordered) if len(ordered) > 1 else ()
+        return tuple(sorted(distinct, key=lambda name: (int(name), name)))
+    return tuple(sorted(distinct))

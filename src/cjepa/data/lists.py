@@ -1,7 +1,9 @@
 """A text file that lists images: one path a line, and after a tab its label, if it has one."""
 
+import codecs
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -56,19 +58,22 @@ class _Listed:
         self.files = FileList()
         self._labels = LabelColumn()
         missing: list[str] = []
+        found: os.stat_result | None
         for number, line in _lines(path):
             name, tab, label = line.partition(b"\t")
             relative = _relative(name, root, f"{path}, line {number}")
             try:
-                size = os.stat(os.path.join(os.fsencode(root), relative)).st_size  # noqa: PTH116, PTH118  10^6 of them
+                found = os.stat(os.path.join(os.fsencode(root), relative))  # noqa: PTH116, PTH118  10^6 of them
             except (OSError, ValueError):  # ValueError: a zero byte
+                found = None
+            if found is None or not stat.S_ISREG(found.st_mode):
                 missing.append(f"{printable(relative)} (line {number})")
                 continue
-            self.files.add(relative, size)
+            self.files.add(relative, found.st_size)
             self._labels.add(_label(label, f"{path}, line {number}") if tab else None)
         if missing:
             raise InputError(
-                f"data: {len(missing)} of the files that {path} lists do not exist in {root}, the first is "
+                f"data: {len(missing)} of the files that {path} lists are not there in {root}, the first is "
                 f"{missing[0]}; correct the list, or name the folder it belongs to with data.source.root"
             )
         if len(self.files) < at_least:
@@ -96,6 +101,10 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             number = 0
             while line := file.readline(LONGEST_LINE + 1):
                 number += 1
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
+                    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                        raise InputError(f"data: {path} is written in UTF-16; save it in UTF-8")
                 if len(line) > LONGEST_LINE:
                     raise InputError(
                         f"data: {path}, line {number} has more than {LONGEST_LINE} bytes: this is no list of images; "

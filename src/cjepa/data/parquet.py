@@ -1,7 +1,9 @@
 """Parquet files with a column of images, in particular those of data sets of the Hugging Face hub."""
 
 import hashlib
-from collections import OrderedDict
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal, NamedTuple
@@ -11,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from cjepa.data.decoding import UnreadableImageError, decode
-from cjepa.data.folder import TEST_NAMES
+from cjepa.data.folder import TEST_NAMES, shortened
 from cjepa.data.labels import ordered_classes
 from cjepa.data.names import LazyNames
 from cjepa.data.parquet_columns import (
@@ -33,6 +35,8 @@ CACHE_BYTES = 256 << 20
 """Bytes of images that a process keeps of the row groups it has read, at least one group."""
 _ROWS_AT_ONCE = 64
 _MOST_FILES = 100_000
+_NUMBERED = re.compile(r"(?P<before>.*)-[0-9]+-of-(?P<total>[0-9]{1,9})\b")
+"""How the hub names the files of one split; those that a broken download left out are not there to be missed."""
 
 
 class ParquetConfig(Part):
@@ -51,6 +55,7 @@ class ParquetConfig(Part):
 class _File(NamedTuple):
     path: Path
     rows: tuple[int, ...]  # of each row group
+    whole: tuple[bool, ...]  # of each row group: whether no row names a file in place of its bytes
     footer: str  # a sha256 of what states schema, places and statistics of all columns
 
 
@@ -75,12 +80,33 @@ def open_parquet(config: ParquetConfig, max_pixels: int, folder: Path | None = N
     for source, least in zip(sources, (2, 1), strict=False):
         if len(source) < least:
             raise InputError(f"data: {root} holds {len(source)} images; at least {least} are needed")
-    if len({source.classes for source in sources}) > 1:
+    if len({source.classes for source in sources}) > 1 or len(sources[0].classes) == 1:
         classes = ordered_classes([name for source in sources for name in source.classes])
         for source in sources:
             source.relabel(classes)
-    notes = () if not test else (f"{root}: training on {len(train)} files, testing on {test[0].name}...",)
-    return Splits(sources[0], sources[1] if test else None, notes)
+    return Splits(sources[0], sources[1] if test else None, _notes(root, folder, train, test))
+
+
+def _notes(root: Path, folder: Path, train: list[Path], test: list[Path]) -> tuple[str, ...]:
+    """What the user should know: which files are the splits, what is ignored beside them, and what is missing."""
+    if root.is_file():
+        return ()
+    notes = [] if not test else [f"{root}: training on {len(train)} files, testing on {test[0].name}..."]
+    others = sorted(set(_parquet_files(root)).difference(train, test)) if test else []
+    if others:
+        names = shortened([path.relative_to(folder).as_posix() for path in others])
+        notes.append(f"{root}: ignored beside {train[0].name} and {test[0].name}: {names}")
+    found = Counter[tuple[Path, str, str]]()
+    for path in (*train, *test):
+        if (numbered := _NUMBERED.match(path.name)) is not None:
+            found[path.parent, numbered["before"], numbered["total"]] += 1
+    notes += [
+        f"{where}: only {count} of the {int(total)} files {before}-NNNNN-of-{total} are here; the images of the others "
+        "are missing"
+        for (where, before, total), count in found.items()
+        if count < int(total)
+    ]
+    return tuple(notes)
 
 
 def _split_files(root: Path) -> tuple[list[Path], list[Path]]:
@@ -88,7 +114,7 @@ def _split_files(root: Path) -> tuple[list[Path], list[Path]]:
         return [root], []
     if not root.is_dir():
         raise InputError(f"data: {root} does not exist; give a .parquet file or a folder of them")
-    files = sorted(path for path in root.rglob("*.parquet") if path.is_file() and not _hidden(path, root))
+    files = _parquet_files(root)
     if not files:
         raise InputError(f"data: {root} holds no .parquet files; give a .parquet file or a folder of them")
     if len(files) > _MOST_FILES:
@@ -96,6 +122,10 @@ def _split_files(root: Path) -> tuple[list[Path], list[Path]]:
     kinds = {name: [path for path in files if _split_of(path, root) == name] for name in ("train", *TEST_NAMES)}
     tests = [name for name in TEST_NAMES if kinds[name]]
     return (kinds["train"], kinds[tests[0]]) if kinds["train"] and tests else (files, [])
+
+
+def _parquet_files(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*.parquet") if path.is_file() and not _hidden(path, root))
 
 
 def _hidden(path: Path, root: Path) -> bool:
@@ -178,6 +208,20 @@ class ParquetSource:
         """The image in mode RGB; raises UnreadableImageError, and InputError when its file is missing."""
         return decode(self.encoded(index), self.max_pixels)
 
+    def files_beside(self) -> Iterator[Path]:
+        """The files that rows without bytes name, wherever they lie; groups without such rows are not read."""
+        for number, group in enumerate(self._groups):
+            file = self._files[group.file]
+            if file.whole[group.number]:
+                continue
+            try:
+                rows = self._group(number)
+            except UnreadableImageError:
+                continue
+            for row in rows:
+                if row.is_valid and not row["bytes"].is_valid and (name := row.as_py().get("path")):
+                    yield file.path.parent / name
+
     def _beside(self, folder: Path, name: str) -> bytes:
         """The file that a row names; it must lie below the folder, links followed."""
         try:
@@ -228,12 +272,22 @@ def _opened(path: Path, column: str, schema: Any) -> _File:
             mine, metadata = file.schema_arrow, file.metadata
             if column not in mine.names or mine.field(column).type != schema.field(column).type:
                 raise InputError(f"data: {path}: its column {column} is not like that of the first file; separate them")
-            rows = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+            groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+            rows = tuple(group.num_rows for group in groups)
+            plain = not arrow.types.is_struct(schema.field(column).type)
+            whole = tuple(plain or _has_all_bytes(group, column) for group in groups)
     except (arrow.ArrowException, OSError, MemoryError) as error:
         raise damaged_file(path, error) from error
     if any(count < 0 for count in rows) or sum(rows) > 2**48:
         raise InputError(f"data: {path} states an impossible number of rows; get it again")
-    return _File(path, rows, _footer(path))
+    return _File(path, rows, whole, _footer(path))
+
+
+def _has_all_bytes(group: Any, column: str) -> bool:
+    """Whether the statistics of a row group say that every row has its bytes."""
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    found = [chunk.statistics for chunk in chunks if chunk.path_in_schema == f"{column}.bytes"]
+    return any(each is not None and each.has_null_count and each.null_count == 0 for each in found)
 
 
 def _footer(path: Path) -> str:

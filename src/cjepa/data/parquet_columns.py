@@ -3,12 +3,12 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from cjepa.data.labels import LabelColumn, ordered_classes
+from cjepa.data.labels import LabelColumn, ordered_names
 from cjepa.data.source import NO_LABEL
 from cjepa.errors import InputError
 
@@ -89,33 +89,47 @@ def _is_binary(kind: Any) -> bool:
 def read_labels(
     paths: list[Path], schema: Any, wanted: str | None, rows: int
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """The labels of all rows and the names of the classes, those of Hugging Face's ClassLabel if stated."""
+    """The labels of all rows and the names that they have, those of Hugging Face's ClassLabel if stated."""
     column = wanted or ("label" if "label" in schema.names else None)
     if column is None:
         return np.broadcast_to(np.int64(NO_LABEL), (rows,)), ()
     if column not in schema.names:
         raise InputError(f"data.source.label_column: {column} is not in {paths[0]}; it has {_columns(schema)}")
-    arrow, kind = pyarrow_module(), schema.field(column).type
-    if arrow.types.is_integer(kind):
-        return _numbers(paths, column, _class_names(schema, column))
-    if arrow.types.is_string(kind) or arrow.types.is_large_string(kind):
+    kind = _kind_of_labels(schema, column)
+    if kind == "numbers":
+        return _numbers(paths, column, schema)
+    if kind == "text":
         labels = LabelColumn()
-        for batch in _batches(paths, column):
+        for batch in _batches(paths, column, schema):
             for text in batch.to_pylist():
                 labels.add(text or None)
-        classes = ordered_classes(labels.classes.met)
+        classes = ordered_names(labels.classes.met)
         return labels.labels(classes), classes
     if wanted is None:
         return np.broadcast_to(np.int64(NO_LABEL), (rows,)), ()
-    raise InputError(f"data.source.label_column: {column} holds {kind}; labels are whole numbers or text")
+    raise InputError(
+        f"data.source.label_column: {column} holds {schema.field(column).type}; labels are whole numbers or text"
+    )
 
 
-def _numbers(paths: list[Path], column: str, names: tuple[str, ...]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    arrow = pyarrow_module()
+def _kind_of_labels(schema: Any, column: str) -> Literal["numbers", "text"] | None:
+    """What a column of labels holds, categories of text included; None for anything else and where there is none."""
+    types = pyarrow_module().types
+    if column not in schema.names:
+        return None
+    kind = schema.field(column).type
+    if types.is_integer(kind):
+        return "numbers"
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return "text" if types.is_string(kind) or types.is_large_string(kind) else None
+
+
+def _numbers(paths: list[Path], column: str, schema: Any) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    arrow, names = pyarrow_module(), _class_names(schema, column)
     try:
         parts = [
             batch.cast(arrow.int64()).fill_null(NO_LABEL).to_numpy(zero_copy_only=False)
-            for batch in _batches(paths, column)
+            for batch in _batches(paths, column, schema)
         ]
     except arrow.ArrowException as error:
         raise damaged_file(paths[0], error) from error
@@ -127,19 +141,32 @@ def _numbers(paths: list[Path], column: str, names: tuple[str, ...]) -> tuple[np
     column_of = LabelColumn()
     for number in found.tolist():
         column_of.add(None if number == NO_LABEL else str(number))
-    classes = ordered_classes(column_of.classes.met)
+    classes = ordered_names(column_of.classes.met)
     return column_of.labels(classes)[places], classes
 
 
-def _batches(paths: list[Path], column: str) -> Iterator[Any]:
+def _batches(paths: list[Path], column: str, schema: Any) -> Iterator[Any]:
+    """The labels of all files; InputError where they are not of the kind, or of the classes, of the first file."""
     arrow = pyarrow_module()
     for path in paths:
         try:
             with parquet_file(path) as file:
+                _refuse_other_labels(path, column, file.schema_arrow, schema)
                 for batch in file.iter_batches(1 << 16, columns=[column], use_threads=False):
                     yield batch.column(0)
         except (arrow.ArrowException, OSError, MemoryError, KeyError) as error:
             raise damaged_file(path, error) from error
+
+
+def _refuse_other_labels(path: Path, column: str, found: Any, schema: Any) -> None:
+    if _kind_of_labels(found, column) != _kind_of_labels(schema, column):
+        raise InputError(f"data: {path}: its column {column} is not like that of the first file; separate them")
+    mine, first = _class_names(found, column), _class_names(schema, column)
+    if mine and first and mine != first:
+        raise InputError(
+            f"data: {path}: the numbers in its column {column} stand for other classes than in the first file; "
+            "separate them"
+        )
 
 
 def _class_names(schema: Any, column: str) -> tuple[str, ...]:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cjepa.data.files import EXTENSIONS
+from cjepa.data.files import EXTENSIONS, is_hidden
 from cjepa.data.names import NameList
-from cjepa.data.tar_members import BLOCK, DamagedTarError, Member, Readable, inside, tar_members
+from cjepa.data.tar_members import BLOCK, DamagedTarError, Member, Readable, below, tar_members
 from cjepa.errors import InputError
 
 LARGEST_IMAGE = 1 << 30
@@ -57,7 +57,8 @@ def read_shard(path: Path) -> ShardContents:
 
     Files whose names agree up to the first dot behind the last slash, one after the other, belong together
     (WebDataset). Every image among them counts; the label is in `.cls`, as a number or a name. `.json` is looked into
-    for what `cjepa shard` writes there. No other file is opened.
+    for what `cjepa shard` writes there. No other file is opened. Hidden files are passed over, as in a folder: those
+    that macOS puts into archives lie between the files of a sample.
     """
     try:
         with path.open("rb") as file:
@@ -73,7 +74,8 @@ def read_shard(path: Path) -> ShardContents:
 def _contents(file: Readable, length: int, head: str) -> ShardContents:
     images, others = list[Member](), Counter[str]()
     names, labels, checksums = NameList(), list[str | None](), list[int]()
-    for _, group in groupby(tar_members(file, length), key=lambda member: _key(member.name)):
+    shown = (member for member in tar_members(file, length) if not any(map(is_hidden, member.name.split("/"))))
+    for _, group in groupby(shown, key=lambda member: _key(member.name)):
         members = list(_not_too_many(group))
         found = [member for member in members if _extension(member.name) in EXTENSIONS]
         others.update(_kind(member.name) for member in members if member not in found)
@@ -159,7 +161,8 @@ def _our_note(content: bytes) -> tuple[str | None, str | None]:
         return None, None
     if not isinstance(name, str) or not (label is None or isinstance(label, str)):
         return None, None
-    return inside(_encodable(name)), None if label is None else _encodable(label)
+    # A name for people, which no file is opened by: those that are not UTF-8 are spelt with backslashes.
+    return below(_encodable(name)), None if label is None else _encodable(label)
 
 
 def _encodable(text: str) -> str:

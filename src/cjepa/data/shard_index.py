@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from cjepa.data.names import Names
 from cjepa.data.source import NO_LABEL
@@ -35,6 +35,7 @@ NEEDED: tuple[Column, ...] = ("offsets", "sizes", "checksums", "name_ends", "nam
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 ShardName = Annotated[str, StringConstraints(pattern=r"^[^./\\:\x00-\x1f][^/\\:\x00-\x1f]*\.tar$", max_length=255)]
 """Plain names only: no folder, no drive, no leading dot."""
+_SHARD_NAMES = TypeAdapter[str](ShardName)
 
 
 class _Strict(BaseModel):
@@ -96,6 +97,15 @@ class Columns:
     def _mapped(self, name: Column) -> npt.NDArray[Any]:
         folder, images, _ = self._origin
         return np.memmap(folder / name, np.dtype(TYPES[name]), "r", shape=(images,))
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether an index can name a tar file that is called so."""
+    try:
+        _SHARD_NAMES.validate_python(name, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def has_index(folder: Path) -> bool:

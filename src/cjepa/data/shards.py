@@ -59,7 +59,8 @@ def open_shards(config: ShardsConfig, max_pixels: int) -> Splits:
         raise InputError(f"data: {root} is not a folder; give the folder that holds the tar shards")
     splits = split_folders(root) if not has_index(index) else None
     if splits is None:
-        return Splits(_opened(root, index, max_pixels, at_least=2), None)
+        source = _opened(root, index, max_pixels, at_least=2)
+        return Splits(source.relabelled(ordered_classes(source.classes)), None)
     train = _opened(root / splits.train, index / splits.train, max_pixels, at_least=2)
     test = _opened(root / splits.test, index / splits.test, max_pixels, at_least=1)
     classes = ordered_classes([*train.classes, *test.classes])

@@ -79,12 +79,22 @@ def tar_members(file: Readable, length: int) -> Iterator[Member]:
 
 
 def inside(name: str) -> str:
-    """A name below the archive's root, normalised; DamagedTarError for any that is not."""
+    """A name below the archive's root, normalised; DamagedTarError for any that is not, on Windows or elsewhere."""
+    if "\\" in name or name[1:2] == ":":
+        raise _outside(name)
+    return below(name)
+
+
+def below(name: str) -> str:
+    """A name below a folder, normalised, where `/` alone divides; DamagedTarError for any that is not."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    absolute = name.startswith(("/", "\\")) or name[1:2] == ":"
-    if absolute or ".." in parts or "\\" in name or not parts or len(name) > LONGEST_NAME:
-        raise DamagedTarError(f"it holds a file called {name[:80]!r}, which is no name below a folder")
+    if name.startswith("/") or ".." in parts or not parts or len(name) > LONGEST_NAME:
+        raise _outside(name)
     return "/".join(parts)
+
+
+def _outside(name: str) -> DamagedTarError:
+    return DamagedTarError(f"it holds a file called {name[:80]!r}, which is no name below a folder")
 
 
 def _block(file: Readable, position: int, size: int, length: int) -> bytes:

@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -114,8 +115,10 @@ def embed_images(
 def _source(images: Path) -> ImageSource:
     """All images of a folder, list or shards: those of a training and a test split one after the other."""
     # A folder called demo or shards is that folder here, not the source of that name.
-    place = images.absolute() if images.exists() else images
+    place = images.absolute() if os.path.lexists(images) else images
     splits = open_source(data_of(str(place), ()), 0)
+    for note in splits.notes:
+        _log.info("%s", note)
     return splits.train if splits.test is None else Joined({"train": splits.train, "test": splits.test})
 
 

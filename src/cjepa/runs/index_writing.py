@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from cjepa.data.labels import ClassNames, ordered_classes
+from cjepa.data.labels import ClassNames, ordered_names
 from cjepa.data.shard_contents import ShardContents
 from cjepa.data.shard_index import (
     FORMAT_VERSION,
@@ -77,7 +77,7 @@ class IndexWriter:
         )
 
     def _finish(self) -> None:
-        classes = ordered_classes(self._classes.met)
+        classes = ordered_names(self._classes.met)
         if classes:
             self._number_labels(classes)
         else:

@@ -17,6 +17,8 @@ _SHOWN = 5  # at most so many class names in a message
 def open_labelled(data: DataConfig, seed: int) -> LabelledImages:
     """The labelled images of a config's data; InputError where there are none to train or to test on."""
     splits = open_source(data, seed)
+    for note in splits.notes:
+        _log.info("%s", note)
     labelled = labelled_splits(splits)
     count = np.count_nonzero(splits.train.labels != NO_LABEL)
     if labelled is None and len(splits.train.classes) > 1 and count:

@@ -25,6 +25,7 @@ TEMPORARY = ".tmp-cjepa-shard-"
 _AT_ONCE = 16  # images in memory for each worker
 _GAP = 3.0  # shrink by a whole factor first where it cannot be seen
 _QUALITY = 95
+_LONGEST_JPEG = 65_500  # pixels of a side that the encoder takes
 
 Format = Literal["jpeg", "png"]
 
@@ -97,12 +98,14 @@ def encoded(source: ImageSource, index: int) -> bytes:
 
 
 def _reduced(content: bytes, size: int, kind: Format, max_pixels: int) -> bytes | None:
-    """The image with a shorter side of `size` pixels; None if it is no larger than that."""
+    """The image with a shorter side of `size` pixels; None if it is no larger, or too long a strip for the format."""
     image = decode(content, max_pixels)
     shorter = min(image.size)
     if shorter <= size:
         return None
     width, height = (max(1, round(side * size / shorter)) for side in image.size)
+    if kind == "jpeg" and max(width, height) > _LONGEST_JPEG:
+        return None
     return _bytes_of(image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=_GAP), kind)
 
 

@@ -17,8 +17,9 @@ from filelock import FileLock, Timeout
 from cjepa.config import apply_overrides, parse
 from cjepa.data import DataConfig, ImageSource, open_source
 from cjepa.data.folder import split_folders
+from cjepa.data.names import printable
 from cjepa.data.shard_contents import read_shard
-from cjepa.data.shard_index import INDEX, has_index, open_index
+from cjepa.data.shard_index import INDEX, has_index, is_shard_name, open_index
 from cjepa.errors import InputError, StoppedEarly
 from cjepa.runs.index_writing import IndexWriter
 from cjepa.runs.shard_parts import Parts
@@ -98,6 +99,12 @@ def _index_split(folder: Path, out: Path) -> Sharded:
     shards = sorted(path for path in folder.iterdir() if path.name.endswith(".tar") and not path.name.startswith("."))
     if not shards:
         raise InputError(f"{folder} holds no .tar files; give the folder that holds the tar shards")
+    for path in shards:
+        if not is_shard_name(path.name):
+            raise InputError(
+                f"{printable(str(path))}: an index cannot name a shard with a colon, a backslash, control characters "
+                "or bytes that are not UTF-8 in its name; rename it"
+            )
     with _held(out):
         parts, others = Parts(out), Counter[str]()
         with IndexWriter(out) as index, Progress(f"index {folder.name}", len(shards)) as line:
