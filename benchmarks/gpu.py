@@ -139,9 +139,8 @@ class Results:
         files = {"files": kept.get("files", {}) | facts["files"]} if "files" in facts else {}
         self.pieces[name] = kept | facts | files
         self.folder.mkdir(parents=True, exist_ok=True)
-        stored = {"environment": describe_environment(), "pieces": self.pieces}
         written = self.path.with_suffix(".writing")
-        written.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        written.write_text(json.dumps({"pieces": self.pieces}, indent=1) + "\n", encoding="utf-8")
         written.replace(self.path)  # a call may be killed at any time
 
 
@@ -172,7 +171,8 @@ def _done(piece: Piece, results: Results, left: float) -> dict[str, Any]:
     code, said = _run(piece, results.log, seconds)
     found: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1)}
     row = _row(said) if piece.is_row else None
-    found |= {} if row is None else {"row": row}
+    # A row says itself where it was measured; the file does not, since calls are made on several machines and merged.
+    found |= {"environment": describe_environment()} if row is None else {"row": row}
     if piece.writes and results.folder.resolve() != FOLDER.resolve():
         found["files"] = _written(FOLDER / piece.writes, mark)
     if code == 0 and (row is not None or not piece.is_row):

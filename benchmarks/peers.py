@@ -27,16 +27,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import throughput
 from benchmarks.guard import ALLOWED, Reading, Spread, used_by_others
 from benchmarks.public_step import Public, Theirs, flat_gradient
-from benchmarks.step import CASES, Case, typical_batch
+from benchmarks.step import CASES, Case, operations_of, typical_batch
 from cjepa.build import build_trainer
 from cjepa.config import RunConfig
 from cjepa.models.kernels import linear
 from cjepa.objectives import IJepaConfig
 from cjepa.training.device_memory import keep_freed_memory
 from cjepa.training.environment import describe_environment
-from cjepa.training.footprint import Lengths, footprint
 from cjepa.types import Batch
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
@@ -194,21 +194,21 @@ def measure(folder: Path, case: Case, device: torch.device, seconds: float, thre
 def fastest_product(case: Case, device: torch.device, threads: int) -> float:
     """Operations per second of a product with weights alone, in the precision of a case: what bounds its step."""
     dtype = getattr(torch, case.precision)
+    if device.type == "cuda":  # one as small as below ends before the host has asked for the next
+        return throughput.fastest_product(device, dtype)
     tokens, weight = torch.randn(4096, 1024, device=device).to(dtype), torch.randn(1024, 1024, device=device).to(dtype)
     seconds = min(_seconds(lambda: linear(tokens, weight, None), device, threads) for _ in range(20))
     return 2 * 4096 * 1024 * 1024 / seconds
 
 
 def _described(case: Case, batch: Batch, device: torch.device) -> dict[str, Any]:
-    masks, grid = batch.masks, case.config.grid
-    lengths = Lengths(grid[0] * grid[1], masks.context.shape[1], *masks.targets.shape[1:])
     return {
         "case": case.name,
         "image_size": case.image_size,
         "batch_size": case.batch_size,
         "precision": case.precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "operations_per_image": footprint(case.config.model, None, lengths, case.precision, False).operations,
+        "operations_per_image": operations_of(case, batch.masks),
         "context_patches": batch.masks.context.shape[1],
         "target_blocks": batch.masks.targets.shape[1],
         "target_patches": batch.masks.targets.shape[2],

@@ -104,9 +104,9 @@ class Theirs:
         return loss, found
 
     def _backward(self, batch: Batch) -> float:
-        images = self.normalise(batch.images.to(self.device))
-        contexts = [batch.masks.context.to(self.device)]
-        targets = list(batch.masks.targets.to(self.device).unbind(1))
+        images = self.normalise(batch.images.to(self.device, non_blocking=True))
+        contexts = [batch.masks.context.to(self.device, non_blocking=True)]
+        targets = list(batch.masks.targets.to(self.device, non_blocking=True).unbind(1))
         apply_masks = self.public.masks.apply_masks
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             with torch.no_grad():

@@ -31,8 +31,9 @@ from cjepa.models.predictor import PredictorConfig
 from cjepa.training.config import TrainingConfig
 from cjepa.training.device_memory import keep_freed_memory
 from cjepa.training.environment import describe_environment
+from cjepa.training.footprint import Lengths, footprint
 from cjepa.training.trainer import Trainer
-from cjepa.types import Batch, MaskSampler
+from cjepa.types import Batch, Masks, MaskSampler
 
 RESULTS = Path(__file__).parent / "results" / "step.json"
 PARTS = ("target", "context", "predictor", "objective", "backward", "optimizer", "average", "other")
@@ -172,6 +173,13 @@ def typical_batch(case: Case) -> Batch:
     size = (case.batch_size, 3, case.image_size, case.image_size)
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
     return Batch(images, sampler(step, 0, case.batch_size), torch.arange(case.batch_size))
+
+
+def operations_of(case: Case, masks: Masks) -> int:
+    """What a step needs for an image with these very masks, without a regulariser (training/footprint.py)."""
+    rows, columns = case.config.grid
+    lengths = Lengths(rows * columns, masks.context.shape[1], *masks.targets.shape[1:])
+    return footprint(case.config.model, None, lengths, case.precision, fused=False).operations
 
 
 def _tokens(sampler: MaskSampler, step: int) -> int:

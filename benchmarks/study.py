@@ -40,6 +40,7 @@ from cjepa.evaluation.representation import singular_values
 from cjepa.models.kernels import chosen_precision
 from cjepa.runs.pretraining import pretrain
 from cjepa.training.environment import describe_environment
+from cjepa.training.interruption import stopping_at_once
 from cjepa.training.metrics import read_metrics
 from cjepa.training.run_folder import RunFolder
 
@@ -174,7 +175,11 @@ def _message(error: Exception, folder: Path) -> str:
 
 
 def study(left: Sequence[Run], sources: Mapping[str, Path], scratch: Path, until: float, results: Path) -> int:
-    """Runs that have no result yet, in order, until the time is over; the exit code, 75 with runs left."""
+    """Runs that have no result yet, in order, until the time is over; the exit code.
+
+    75 with runs left, 1 if one could not be recorded.
+    """
+    code = 0
     for number, run in enumerate(left, 1):
         if time.monotonic() >= until:
             print(f"the time is over; {len(left) - number + 1} runs are left, and the same command continues")
@@ -182,12 +187,15 @@ def study(left: Sequence[Run], sources: Mapping[str, Path], scratch: Path, until
         print(f"{number} of {len(left)}: {run.key}", flush=True)
         alarm = threading.Timer(until - time.monotonic(), lambda: os.kill(os.getpid(), signal.SIGTERM))
         alarm.daemon = True
-        alarm.start()
         try:
-            config = config_of(run, sources, run.part.device)
-            found = carry_out(config, scratch / run.key)
-            if run.condition.name == PLAIN and found["outcome"] == "finished":
-                found["baselines"] = baselines(config)
+            # A training minds the signal itself; what is measured after it must not be killed by it.
+            with stopping_at_once("the same command continues the study"):
+                alarm.start()
+                config = config_of(run, sources, run.part.device)
+                found = carry_out(config, scratch / run.key)
+                if run.condition.name == PLAIN and found["outcome"] == "finished":
+                    found["baselines"] = baselines(config)
+                alarm.cancel()
         except InputError as error:
             found = {"outcome": "failed", "error": _message(error, scratch)}
         except StoppedEarly as stop:
@@ -195,12 +203,13 @@ def study(left: Sequence[Run], sources: Mapping[str, Path], scratch: Path, until
             return 75
         except (StorageError, WorkerError) as error:
             print(f"not recorded, to be continued: {error}", flush=True)
+            code = 1
             continue
         finally:
             alarm.cancel()
         save(run.key, described(run, found), results)
         print(f"   {found['outcome']}, {found.get('seconds')} s: {(found.get('curve') or [{}])[-1]}", flush=True)
-    return 0
+    return code
 
 
 def _missing(run: Run, retry: bool) -> bool:

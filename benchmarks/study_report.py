@@ -235,4 +235,6 @@ def paired(values: Values, base: Values) -> str:
     if math.isclose(statistics.stdev(gains), 0.0, abs_tol=1e-9):
         return text  # of equal differences there is no test
     p = float(ttest_rel([values[seed] for seed in seeds], [base[seed] for seed in seeds]).pvalue)
+    if p < 0.0005:  # which three digits would call 0
+        return f"{text} (p < 0.001)"
     return f"{text} (p {p:.2f})" if p >= 0.01 else f"{text} (p {p:.3f})"

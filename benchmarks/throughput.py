@@ -5,13 +5,14 @@
 prints a line of JSON when the rate is known, and it again with the synchronisations. Ways: cjepa, the package's own
 trainer; cjepa-compiled, the same with training.compile, for the lengths of this one batch; public, lightly and
 stable-pretraining, steps around the modules of others (peer_steps.py) with the same sizes, masks, images and precision.
-Images lie in pinned memory, and nothing is loaded. Operations of a step are those of training/footprint.py, for every
-way the same: what the method needs, whatever a way computes besides.
+Images lie in pinned memory, and nothing is loaded. Operations of a step are those of training/footprint.py for the
+masks of this batch, for every way the same: what the method needs, whatever a way computes besides.
 """
 
 import argparse
 import gc
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,27 +25,28 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.guard import Spread, peak_memory
 from benchmarks.peer_steps import Lightly, PublicCode, StablePretraining, missing
-from benchmarks.step import Case, typical_batch
+from benchmarks.step import Case, operations_of, typical_batch
 from cjepa.build import build_trainer, footprint_of
 from cjepa.config import RunConfig
 from cjepa.models import EncoderConfig
 from cjepa.models.predictor import PredictorConfig
 from cjepa.models.vit import SIZES
 from cjepa.objectives import IJepaConfig
-from cjepa.training.device_memory import USABLE, device_memory, resident_memory
+from cjepa.training.device_memory import USABLE, device_memory, occupied_memory
 from cjepa.training.environment import describe_environment
-from cjepa.training.footprint import Footprint
 from cjepa.types import Batch
 
 WAYS = ("cjepa", "cjepa-compiled", "public", "lightly", "stable-pretraining")
 NAMES = ("tiny", "small", "base", "large", "huge")
-PEAK = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "RTX 4090": 165e12}
-"""Dense bfloat16 operations per second as the makers state them, by a part of the device's name; first match."""
-SYNCHRONISING = (
-    *("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy"),
-    "aten::_local_scalar_dense",
-)
-"""Calls for which the host waits for the device; the last, the reading of a number, is seen on a CPU too."""
+PEAK = {
+    **{"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200 NVL": 835e12, "H200": 989e12},
+    **{"A100": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "RTX 4090": 165e12},
+}
+"""Dense bfloat16 operations per second as the makers state them, by words of the device's name; first match."""
+SYNCHRONISING = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+"""Calls for which the host waits for the device."""
+READING = "aten::_local_scalar_dense"
+"""The reading of a number: all that a CPU shows of them. On a GPU it waits by one of the calls above, or not at all."""
 MOST_IMAGES = 1024
 BURSTS = 5
 """Timings of the same number of steps, whose quartiles are the spread."""
@@ -65,7 +67,8 @@ def case_of(size: str, small: bool = False) -> Case:
 def fitting(case: Case, device: torch.device) -> int:
     """The largest power of two of images that the formula of the footprint expects to fit, MOST_IMAGES at most."""
     needs = footprint_of(_ijepa(case), device.type)
-    memory = USABLE * device_memory(device) - (0.0 if device.type == "cuda" else resident_memory())
+    # As the trainer plans: a batch that it thinks too large it would take in parts, which is another step.
+    memory = USABLE * device_memory(device) - occupied_memory(device)
     batch = min(case.batch_size, MOST_IMAGES)
     while batch > 2 and needs.memory(batch, batch) > memory:
         batch //= 2
@@ -123,21 +126,23 @@ def _attempt(
     batch = typical_batch(case)
     try:
         step = step_of(case, way, device, batch.pin_memory() if device.type == "cuda" else batch, reference)
-        return step, _timed(case, way, device, steps, step)
+        return step, _timed(case, way, device, steps, step, operations_of(case, batch.masks))
     except torch.OutOfMemoryError:
         if case.batch_size == 1:
             raise
     return None
 
 
-def _timed(case: Case, way: str, device: torch.device, steps: int, step: Callable[[], object]) -> dict[str, Any]:
+def _timed(
+    case: Case, way: str, device: torch.device, steps: int, step: Callable[[], object], operations: int
+) -> dict[str, Any]:
     _release(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     warmed = _seconds(step, 3, device)
     length = -(-steps // BURSTS)
     rates = [length * case.batch_size / _seconds(step, length, device) for _ in range(min(BURSTS, steps))]
-    needs, rate = footprint_of(_ijepa(case), device.type), Spread.of(rates)
+    rate = Spread.of(rates)
     return {
         "size": case.name,
         "way": way,
@@ -147,9 +152,9 @@ def _timed(case: Case, way: str, device: torch.device, steps: int, step: Callabl
         "steps_of_a_burst": length,
         "warm_up_seconds": warmed,
         "images_per_second": rate.as_dict(),
-        "operations_per_image": needs.operations,
-        "utilisation": utilisation(needs, rate.median, device),
-        "of_the_fastest_product": needs.operations * rate.median / fastest_product(device),
+        "operations_per_image": operations,
+        "utilisation": utilisation(operations, rate.median, device),
+        "of_the_fastest_product": operations * rate.median / fastest_product(device, torch.bfloat16),
         "peak_memory": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory(),
         "synchronisations_per_step": None,
         "environment": describe_environment(),
@@ -172,10 +177,10 @@ def _seconds(step: Callable[[], object], steps: int, device: torch.device) -> fl
     return time.perf_counter() - began
 
 
-def fastest_product(device: torch.device) -> float:
-    """Operations per second of one large product in bfloat16: what the device does at best, whatever its maker says."""
+def fastest_product(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of one large product: what the device does at best, whatever its maker says."""
     side = 8192 if device.type == "cuda" else 256
-    factor = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    factor = torch.randn(side, side, device=device, dtype=dtype)
     _seconds(lambda: factor @ factor, 3, device)
     return 2.0 * side**3 * 5 / min(_seconds(lambda: factor @ factor, 5, device) for _ in range(4))
 
@@ -184,20 +189,29 @@ def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def utilisation(needs: Footprint, rate: float, device: torch.device) -> float | None:
-    """Operations that the method needs over those that the device states; None where that is not known."""
-    peak = next((operations for part, operations in PEAK.items() if part in _name(device)), None)
-    return None if peak is None else needs.operations * rate / peak
+def utilisation(operations: int, rate: float, device: torch.device) -> float | None:
+    """Operations an image needs by the method over those that the device states; None where that is not known."""
+    name = _name(device)
+    # A slice of a GPU (MIG) has its name and not its speed.
+    fitting = (peak for words, peak in PEAK.items() if re.search(rf"\b{words}\b", name) and "MIG" not in name)
+    peak = next(fitting, None)
+    return None if peak is None else operations * rate / peak
 
 
 def synchronisations(step: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """How often the host waits in a step, by call, as the profiler sees it."""
+    """How often the host waits in a step, by call, as the profiler sees it; less its own waiting when it ends."""
+    names = SYNCHRONISING if device.type == "cuda" else (READING,)
+    whole, empty = _counted(step, PROFILED, device), _counted(step, 0, device)
+    return {name: (whole.get(name, 0) - empty.get(name, 0)) / PROFILED for name in names}
+
+
+def _counted(step: Callable[[], object], steps: int, device: torch.device) -> dict[str, int]:
+    """Calls in so many steps, by name."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with profile(activities=activities) as seen:
-        for _ in range(PROFILED):
+        for _ in range(steps):
             step()
-    counted = {event.key: event.count for event in seen.key_averages()}
-    return {name: counted.get(name, 0) / PROFILED for name in SYNCHRONISING}
+    return {event.key: event.count for event in seen.key_averages()}
 
 
 def _finish(device: torch.device) -> None:

@@ -6,8 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +20,9 @@ from benchmarks import gpu, throughput
 from benchmarks.gpu import BUDGET, MORE, Piece, Results, agenda, call, merge, report
 from benchmarks.peer_steps import Lightly
 from benchmarks.public_step import Public
-from benchmarks.step import typical_batch
-from benchmarks.throughput import NAMES, WAYS, OurCase, case_of, fitting, measure, utilisation
-from cjepa.build import build_trainer, footprint_of
+from benchmarks.step import operations_of, typical_batch
+from benchmarks.throughput import NAMES, WAYS, OurCase, case_of, fitting, measure, synchronisations, utilisation
+from cjepa.build import _fitted, build_trainer, footprint_of
 from cjepa.models.kernels import has_fast_bfloat16
 from tests.benchmarks.test_benchmark_peers import public as public
 
@@ -63,7 +66,10 @@ def test_a_row_of_every_way(way: str) -> None:
     assert first["synchronisations_per_step"] is None  # told before the profiler is tried
     assert last["synchronisations_per_step"]["aten::_local_scalar_dense"] >= 1  # the loss is read
     assert last | {"synchronisations_per_step": None} == first
-    assert last["operations_per_image"] == footprint_of(OurCase(**TOY.__dict__).config, "cpu").operations
+    masks = typical_batch(TOY).masks
+    assert last["operations_per_image"] == operations_of(TOY, masks)
+    longest = footprint_of(OurCase(**TOY.__dict__).config, "cpu").operations
+    assert operations_of(TOY, masks) < longest, "operations of the step that is timed, which is of median length"
 
 
 def test_the_public_step_is_a_way(public: Public, tmp_path: Path) -> None:
@@ -149,7 +155,7 @@ def test_the_case_of_the_peers_has_no_regulariser() -> None:
 def test_the_batch_is_a_power_of_two_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_of("large")
     monkeypatch.setattr(throughput, "device_memory", lambda _: 64e9)
-    monkeypatch.setattr(throughput, "resident_memory", lambda: 0.0)
+    monkeypatch.setattr(throughput, "occupied_memory", lambda _: 0.0)
     batch = fitting(case, CPU)
     needs = footprint_of(case.config, "cpu")
     assert batch in (16, 32, 64, 128)
@@ -158,9 +164,63 @@ def test_the_batch_is_a_power_of_two_that_fits(monkeypatch: pytest.MonkeyPatch) 
 
 def test_utilisation_is_operations_over_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
-    needs = footprint_of(case_of("base").config, "cuda")
-    assert utilisation(needs, 0.5 * 989e12 / needs.operations, torch.device("cuda")) == pytest.approx(0.5)
-    assert utilisation(needs, 1.0, CPU) is None
+    assert utilisation(10**11, 0.5 * 989e12 / 10**11, torch.device("cuda")) == pytest.approx(0.5)
+    assert utilisation(10**11, 1.0, CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 3090", None),
+    ],
+)
+def test_the_peak_is_that_of_the_very_device(name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    found = utilisation(1, 1e12, torch.device("cuda"))
+    assert found == (None if peak is None else pytest.approx(1e12 / peak))
+
+
+@pytest.mark.parametrize("memory", [16.0, 23.6, 40.0, 79.1, 139.8])
+def test_a_batch_that_fits_is_not_taken_in_parts(memory: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU: else the trainer would be measured with another step than the one that its row names."""
+    for module in ("benchmarks.throughput", "cjepa.build"):
+        monkeypatch.setattr(f"{module}.device_memory", lambda _: memory * 2**30)
+    for size in NAMES:
+        case = OurCase(**case_of(size).__dict__)
+        case = replace(case, batch_size=fitting(case, torch.device("cuda")))
+        assert _fitted(case.config, torch.device("cuda")).micro_batch == case.batch_size
+
+
+def test_waits_are_those_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a profiler that ends waits itself, and reading a number that is on the host waits for nothing."""
+    calls: list[str] = []
+
+    class Profile:
+        def __init__(self, activities: object) -> None:
+            calls.clear()
+
+        def __enter__(self) -> "Profile":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            calls.append("cudaDeviceSynchronize")
+
+        def key_averages(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(key=name, count=calls.count(name)) for name in set(calls)]
+
+    def step() -> None:
+        calls.extend(["cudaStreamSynchronize", "aten::_local_scalar_dense", "aten::_local_scalar_dense"])
+
+    monkeypatch.setattr(throughput, "profile", Profile)
+    found = synchronisations(step, torch.device("cuda"))
+    assert {name: count for name, count in found.items() if count} == {"cudaStreamSynchronize": 1.0}
+    assert synchronisations(step, CPU) == {"aten::_local_scalar_dense": 2.0}
 
 
 def test_everything_is_on_the_agenda() -> None:
@@ -190,6 +250,18 @@ def test_the_tests_are_those_that_need_a_gpu() -> None:
     files = [part for part in tests.command if part.endswith(".py")]
     assert "tests/training/test_trainer.py" in files
     assert all(re.search(r"mark\.gpu", (ROOT / file).read_text()) for file in files)
+
+
+def test_what_a_gpu_or_python_3_12_says_fails_no_test() -> None:
+    """Warnings are errors in tests; these come on machines where tests were not run before, and mean nothing."""
+    context = (
+        "Attempting to run cuBLAS, but there was no current CUDA context! Attempting to set the primary context..."
+    )
+    warnings.warn(context, UserWarning, stacklevel=1)
+    forked = "This process (pid=7) is multi-threaded, use of fork() may lead to deadlocks in the child."
+    warnings.warn(forked, DeprecationWarning, stacklevel=1)
+    with pytest.raises(UserWarning, match="another"):
+        warnings.warn("another", UserWarning, stacklevel=1)
 
 
 def test_what_is_not_there_is_skipped_until_it_is(tmp_path: Path) -> None:
@@ -318,6 +390,9 @@ def test_files_of_pieces_travel_and_are_merged(tmp_path: Path, monkeypatch: pyte
         "study": "done",
     }
     assert "files" not in Results(home).pieces["study"]
+    measured = json.loads((out / "gpu.json").read_text())["pieces"]["study"]["environment"]
+    assert Results(home).pieces["study"]["environment"] == measured
+    assert json.loads((home / "gpu.json").read_text()).keys() == {"pieces"}, "not where they were merged"
 
 
 def test_the_report_has_ratios_and_the_waits_of_the_host(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import peers, public_step
+from benchmarks import peers, public_step, throughput
 from benchmarks.peers import (
     Ours,
     _seconds,
@@ -170,6 +170,13 @@ def test_disturbed_rounds_and_the_first_are_left_out() -> None:
 def test_others_may_work_where_only_own_work_is_measured() -> None:
     assert allowed(CPU, 1) == 1.0
     assert allowed(CPU, 2) == allowed(torch.device("cuda"), 1) == 0.05
+
+
+def test_the_fastest_product_of_a_gpu_is_one_that_keeps_it_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(throughput, "fastest_product", lambda *given: asked.append(given) or 1e15)
+    assert peers.fastest_product(replace(TINY, precision="bfloat16"), torch.device("cuda"), 2) == 1e15
+    assert asked == [(torch.device("cuda"), torch.bfloat16)]
 
 
 def test_own_work_leaves_out_waiting() -> None:

@@ -1,16 +1,19 @@
 """The study: its plan can be run, a run becomes a file whatever comes of it, the document says what the files say."""
 
 import json
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from benchmarks import study as script
 from benchmarks import study_figures
 from benchmarks.study import config_of, seconds_of, study
 from benchmarks.study_plan import COLLAPSE, PARTS, PLAIN, Condition, Recipe, Run, StudyPart, planned
-from benchmarks.study_report import DOCUMENT, blocks, filled, paired, spread
+from benchmarks.study_report import CENTRED, DOCUMENT, LINEAR, blocks, ends, filled, paired, spread
 from benchmarks.study_results import RESULTS, Result, load, save, written
+from cjepa.errors import StorageError
 from tests.test_runs import SMALL_DEMO
 
 SOURCES = {"cifar10": Path("images"), "clothing": Path("images")}
@@ -82,6 +85,35 @@ def test_a_run_that_was_interrupted_is_continued(tmp_path: Path) -> None:
     assert (scratch / run.key / "config.yaml").is_file()
 
 
+def test_time_that_ends_while_a_trained_run_is_measured_stops_the_study_as_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: object) -> Result:
+        for _ in range(200):
+            time.sleep(0.05)
+        return {"outcome": "finished"}
+
+    def killed(*_: object) -> None:
+        raise AssertionError("the signal would have ended the process with code -15")
+
+    monkeypatch.setattr(script, "carry_out", slow)
+    before = signal.signal(signal.SIGTERM, killed)
+    try:
+        assert study([run_of("slow")], {}, tmp_path / "scratch", time.monotonic() + 0.3, tmp_path / "results") == 75
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert load(tmp_path / "results") == {}
+
+
+def test_a_run_that_could_not_be_recorded_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> Result:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(script, "carry_out", full)
+    assert study([run_of("full")], {}, tmp_path / "scratch", time.monotonic() + 60.0, tmp_path / "results") == 1
+    assert load(tmp_path / "results") == {}
+
+
 def invented(part: StudyPart) -> dict[str, Result]:
     """Results of a whole part: condition number c with seed s ends at 30 + c + s; the second run of all diverged."""
     results = {}
@@ -144,6 +176,21 @@ def test_the_document_says_what_the_results_say() -> None:
     assert filled(document, blocks(load(RESULTS))) == document, "run python -m benchmarks.study --report"
 
 
+def test_what_the_text_says_of_repeated_runs() -> None:
+    """Plain I-JEPA is in two parts with the same recipe and seeds: how far a run is from itself."""
+    results = load(RESULTS).values()
+
+    def of(part: str, condition: str) -> list[Result]:
+        return [each for each in results if (each["part"], each["condition"]) == (part, condition)]
+
+    again, first = of("sensitivity", "none (I-JEPA)"), of("convergence-tiles", PLAIN)
+    assert {tuple(each["changes"]) for each in again} == {tuple(each["changes"]) for each in first}
+    text = " ".join(DOCUMENT.read_text(encoding="utf-8").split())
+    for measure in (CENTRED, LINEAR):
+        difference = paired(ends(again, measure), ends(first, measure)).partition(" (")[0]
+        assert difference in text
+
+
 def test_the_results_are_those_of_the_plan() -> None:
     """A condition that changes its meaning needs another name, or new runs."""
     plan = {run.key: run.changes for run in whole_plan()}
@@ -183,4 +230,5 @@ def test_spread_and_paired_test_by_hand() -> None:
     assert paired(values, base) == "+2.0 ± 1.0 (p 0.07)"
     assert spread({0: 1.0, 1: 3.0}) == "2.0 ± 1.4"
     assert paired({0: 1.0}, base) == "-9.0"
+    assert paired({0: 11.0, 1: 21.01, 2: 31.02}, base) == "+1.0 ± 0.0 (p < 0.001)"
     assert spread({}) == paired({}, base) == ""

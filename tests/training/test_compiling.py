@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
-from cjepa.models.blocks import Block
+from cjepa.models.blocks import Block, compile_blocks
 from tests.training.conftest import tiny_config
 from tests.training.harness import Run
 
@@ -42,6 +44,18 @@ def test_the_real_compiler_takes_them_too() -> None:
     found = compared("inductor")
     assert found["inductor"]
     assert found["furthest"] < 1e-3
+
+
+def test_blocks_are_compiled_without_keywords_that_an_older_torch_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs that are lent have torch 2.11, and no other can be brought there."""
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(Block, "compile", lambda _, **given: asked.append(given))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    part = nn.Module()
+    part.blocks = nn.ModuleList([Block(8, 2, 2.0), Block(8, 2, 2.0)])
+    compile_blocks([part])
+    assert asked == [{}, {}]
+    assert torch._dynamo.config.recompile_limit == 64
 
 
 def test_blocks_are_plain_by_default(tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ def test_the_numbers_of_a_loss_come_to_the_host_as_they_are() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")  # torch, whenever it is set
 def test_after_the_gradient_a_step_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
     trainer = build_trainer(config, 64, torch.device("cuda"))

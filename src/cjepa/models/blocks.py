@@ -118,10 +118,13 @@ def compile_blocks(parts: Iterable[nn.Module]) -> None:
     Sequences are of another length in every step. torch notices at the second length and compiles once more, for all of
     them. Encoder and predictor, with gradient and without, all queries and the last ones: each is a program of its own.
     """
+    # For the whole process: torch 2.11, which GPUs that are lent may have, knows no such keyword of torch.compile.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, _MOST_PROGRAMS)
     for part in parts:
         assert isinstance(part.blocks, nn.ModuleList)
         for block in part.blocks:
-            block.compile(recompile_limit=_MOST_PROGRAMS)
+            block.compile()
 
 
 @torch.no_grad()
