@@ -118,7 +118,7 @@ def compile_blocks(parts: Iterable[nn.Module]) -> None:
     Sequences are of another length in every step. torch notices at the second length and compiles once more, for all of
     them. Encoder and predictor, with gradient and without, all queries and the last ones: each is a program of its own.
     """
-    # For the whole process: torch 2.11, which GPUs that are lent may have, knows no such keyword of torch.compile.
+    # For the whole process: older versions of torch.compile have no such keyword.
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, _MOST_PROGRAMS)
     for part in parts:
