@@ -115,7 +115,7 @@ CLOTHING = Recipe(
     (
         *_QUIET,
         *_BASE,
-        _HALF,
+        _FULL,
         *_TINY,
         _LINEAR,
         "model.predictor.depth=2",
