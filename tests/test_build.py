@@ -6,12 +6,21 @@ import pytest
 import torch
 
 import cjepa
-from cjepa.build import _fitted, build_encoder, build_model, choose_device, find_checkpoint, read_config
+from cjepa.build import (
+    _fitted,
+    build_encoder,
+    build_model,
+    choose_device,
+    find_checkpoint,
+    footprint_of,
+    read_config,
+)
 from cjepa.config.presets import resolve
 from cjepa.errors import InputError
 from cjepa.models.pretrained import normalise
 from cjepa.runs import pretrain
 from cjepa.runs.planning import GIB, MEMORY, plan
+from cjepa.training.device_memory import USABLE
 from tests.tiny_runs import write_config, write_images
 
 PIXELS = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -100,6 +109,20 @@ def test_the_machine_s_memory_takes_nothing_from_a_gpu(monkeypatch: pytest.Monke
     monkeypatch.setattr("cjepa.build.device_memory", lambda _: MEMORY["A100"] * GIB)
     monkeypatch.setattr("cjepa.training.device_memory.resident_memory", lambda: 60 * GIB)
     assert _fitted(config, torch.device("cuda")).micro_batch == planned
+
+
+def test_a_start_on_the_same_machine_takes_the_same_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although a process has a few MB more or less each time: the sums of other parts have other last bits."""
+    config = resolve("imagenet-vit-b", ["data=unused", "training.precision=float32"])
+    usual, jitter = 600.0 * 2**20, 5.0 * 2**20
+    room = footprint_of(config, "cpu").memory(config.training.batch_size, 128)  # just enough for 128 at a time
+    monkeypatch.setattr("cjepa.build.device_memory", lambda _: (room + usual) / USABLE)
+    parts = set()
+    for occupied in (usual - jitter, usual + jitter):
+        monkeypatch.setattr("cjepa.build.occupied_memory", lambda _, bytes_=occupied: bytes_)
+        parts.add(_fitted(config, torch.device("cpu")).micro_batch)
+    assert len(parts) == 1
+    assert max(parts) < config.training.batch_size, "else the memory decides nothing"
 
 
 @pytest.mark.parametrize(("name", "index"), [("auto", None), ("cuda", None), ("cuda:0", 0)])

@@ -17,7 +17,7 @@ from cjepa.models.pretrained import PretrainedEncoder, normalise
 from cjepa.models.vit import EncoderConfig
 from cjepa.models.weights import Preparation, Weights, holds_weights, open_weights
 from cjepa.objectives import IJepaConfig, SimsiamConfig, TwoViewsConfig, build_objective
-from cjepa.ranks import launched, local_count, local_rank, slots, world_size
+from cjepa.ranks import largest, launched, local_count, local_rank, slots, world_size
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
 from cjepa.training.config import TrainingConfig
 from cjepa.training.device_memory import USABLE, device_memory, occupied_memory
@@ -28,6 +28,7 @@ from cjepa.training.trainer import Trainer
 from cjepa.types import Masks, MaskSampler, Precision
 
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
+_GIB = 1 << 30
 _PROBED = 32  # steps whose masks are looked at for the longest sequences
 
 Which = Literal["target", "context"]
@@ -120,7 +121,7 @@ def _fitted(config: RunConfig, device: torch.device) -> TrainingConfig:
     training = config.training
     if training.micro_batch is not None and training.parallel != "auto":
         return training
-    memory = USABLE * device_memory(device) - occupied_memory(device)
+    memory = _room(device)
     needs = footprint_of(config, device.type)
     engine, shards = engine_for(config, needs, world_size(), memory)
     if 1 < local_count() < shards:
@@ -129,6 +130,19 @@ def _fitted(config: RunConfig, device: torch.device) -> TrainingConfig:
     micro_batch = training.micro_batch or needs.micro_batch(share, memory, shards)
     parallel = training.parallel if training.parallel != "auto" else engine
     return training.model_copy(update={"micro_batch": micro_batch, "parallel": parallel})
+
+
+def _room(device: torch.device) -> float:
+    """Bytes that a run is planned for: those of the rank that has the fewest, since all must take as many parts.
+
+    What a process has in memory differs a little from start to start, but the parts of a batch should not, since
+    their sums have other last bits: it counts in whole GiB.
+    """
+    occupied = occupied_memory(device)
+    if device.type != "cuda":
+        occupied = math.ceil(occupied / _GIB) * _GIB
+    [missing] = largest([-int(USABLE * device_memory(device) - occupied)])
+    return float(-missing)
 
 
 def build_model(config: RunConfig) -> Model:

@@ -193,6 +193,22 @@ def shards_equal_their_start(changes: dict[str, Any], images: Path) -> list[tupl
     return found
 
 
+def plan_beside_a_smaller_machine(images: Path, share: int, changes: dict[str, Any]) -> tuple[int | None, str]:
+    """Micro-batch and engine of this rank, where the second one has room for no more than `share` images at a time.
+
+    The first has memory for anything. 0 images: not even for one, beside whole copies of the weights.
+    """
+    import cjepa.build as place
+
+    settings = config(images, changes)
+    needs, own = place.footprint_of(settings, "cpu"), BATCH // 2
+    small = needs.memory(own, share, shards=2) * 1.001 if share else needs.memory(own, 1) * 0.999
+    room = small if rank() == 1 else 2.0**40
+    with patch.multiple(place, device_memory=lambda _: room / place.USABLE, occupied_memory=lambda _: 0.0):
+        fitted = place._fitted(settings, torch.device("cpu"))
+    return fitted.micro_batch, fitted.parallel
+
+
 def weights_after_updates(changes: dict[str, Any], images: Path) -> dict[str, Tensor]:
     """The average after the encoder moved and five updates were taken, put together from its shards."""
     from cjepa.build import build_trainer

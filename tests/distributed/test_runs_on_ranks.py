@@ -157,6 +157,18 @@ def test_a_batch_that_cannot_be_dealt_out_is_refused_before_anything_starts(tmp_
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    ("share", "changes", "expected"),
+    [(2, {"parallel": "fsdp"}, (2, "fsdp")), (0, {"micro_batch": 3}, (3, "fsdp"))],
+)
+def test_ranks_of_unequal_machines_take_as_many_parts_by_the_same_engine(
+    images: Path, share: int, changes: dict[str, object], expected: tuple[int, str]
+) -> None:
+    """Shards are asked for in every part: a rank that took fewer would leave the others waiting."""
+    found = on_ranks(2, runs.plan_beside_a_smaller_machine, images, share, changes)
+    assert found == [expected, expected]
+
+
 def test_the_average_is_sharded_like_the_encoder(tmp_path: Path, images: Path) -> None:
     for found in on_ranks(2, runs.shards_equal_their_start, {"parallel": "fsdp"}, images):
         assert all(equal for _, equal, _ in found)

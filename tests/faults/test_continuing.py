@@ -120,7 +120,7 @@ def test_other_versions_and_threads_are_recorded_and_told(
     run: Path, finished: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = json.loads((run / "checkpoints" / "step-00000003" / "state.json").read_text())
-    assert {"torch", "cjepa", "pillow", "device", "threads", "ranks"} == set(state["made_with"])
+    assert {"torch", "cjepa", "pillow", "device", "threads", "ranks", "micro_batch"} == set(state["made_with"])
     assert state["seed"] == 0
     now = state["made_with"] | {"torch": "9.9"}
     monkeypatch.setattr(pretraining, "essentials", lambda device: now)
@@ -128,6 +128,17 @@ def test_other_versions_and_threads_are_recorded_and_told(
     assert result.exit_code == 0
     assert "the result may differ in its last bits" in said(result)
     assert f"torch: {state['made_with']['torch']} -> 9.9" in said(result)
+
+
+def test_other_parts_of_the_batch_are_told(
+    run: Path, finished: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the config leaves them open, they depend on the memory that is there."""
+    monkeypatch.setattr("cjepa.build.device_memory", lambda _: 0.0)
+    result = cjepa("pretrain", finished / "tiny.yaml", f"data={images}", "--out", run)
+    assert result.exit_code == 0
+    assert "the result may differ in its last bits" in said(result)
+    assert re.search(r"micro_batch: \d+ -> 1\b", said(result))
 
 
 # --- divergence -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Generator
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -43,7 +44,7 @@ class Run:
         self.log = MetricsLog(folder / "metrics.jsonl")
         self.log.truncate_after(-1 if newest is None else newest.step)
 
-    def train(self, signal_at: int | None = None) -> Verdict:
+    def train(self, signal_at: int | None = None, on_failed_write: Literal["stop", "continue"] = "stop") -> Verdict:
         def batches(first: int) -> Generator[Batch, None, None]:
             for step, batch in enumerate(iterate(self.stream, first, self.trainer.total_steps, 0), first):
                 if step == signal_at:
@@ -51,7 +52,7 @@ class Run:
                 yield batch
 
         rows, dumps = RowLog(self.folder / "unreadable.jsonl"), CheckpointStore(self.folder / "diverged")
-        records = Records(self.store, dumps, [self.log], rows, {"seed": 0})
+        records = Records(self.store, dumps, [self.log], rows, {"seed": 0}, on_failed_write)
         return self.trainer.train(batches, self.monitor, records)
 
 

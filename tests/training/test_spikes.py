@@ -2,6 +2,8 @@
 
 import logging
 import math
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cjepa.data import iterate
-from cjepa.errors import DivergedError
+from cjepa.errors import DivergedError, StoppedEarly
 from cjepa.training import spikes
 from cjepa.training.divergence import RolledBack
 from cjepa.training.spikes import FEWEST, WINDOW, Recent
@@ -165,3 +167,21 @@ def test_rollback_reaches_no_further_than_the_checkpoint(tmp_path: Path) -> None
 def test_going_back_to_the_same_checkpoint_has_an_end(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="2 steps in a row"):
         until_it_ends(tmp_path, at=tuple(range(16, 32)), most=2)
+
+
+@pytest.mark.usefixtures("judged_early")
+def test_a_signal_in_the_step_of_a_spike_ends_the_run_that_goes_back(tmp_path: Path) -> None:
+    """Whoever trains again listens for signals anew."""
+    run = spiked(tmp_path, "rollback")
+    gradient = run.trainer.gradient
+
+    def signalled(batch):  # type: ignore[no-untyped-def]
+        if run.trainer.progress.step == SPIKE:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return gradient(batch)
+
+    run.trainer.gradient = signalled  # type: ignore[method-assign]
+    with pytest.raises(StoppedEarly, match="stopped by SIGTERM after going back; the same command continues the run"):
+        run.train()
+    assert run.store.steps()[-1] == 16, "the checkpoint that it went back to, which says what is left out"
+    assert spiked(tmp_path, "rollback").trainer.progress.left_out == [18, 19, 20]

@@ -11,6 +11,7 @@ from cjepa.data.decoding import UnreadableImageError
 from cjepa.errors import DivergedError, InputError, StoppedEarly
 from cjepa.models import Model
 from cjepa.training.batch_loss import on_host
+from cjepa.training.checkpoint import CheckpointSaveError
 from cjepa.training.metrics import read_metrics
 from cjepa.training.rows import read_rows
 from cjepa.training.state import Taken
@@ -52,6 +53,28 @@ def test_the_best_checkpoint_stays_beside_the_last_two(tmp_path: Path) -> None:
     newest = run.store.newest()
     assert newest is not None
     assert newest.state["progress"]["best_step"] == 16
+
+
+def test_a_checkpoint_that_could_not_be_written_is_not_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the run goes on without it, the best is one that is there, and it stays."""
+    run = Run(tiny_config(training=training(epochs=6)), tmp_path)
+    qualities = iter([50.0, 60.0, 90.0, 70.0, 65.0, 60.0, 55.0])
+    measure, save = run.monitor.measure, run.store.save
+    run.monitor.measure = lambda model: measure(model) | {run.monitor.quality: next(qualities)}  # type: ignore[method-assign]
+
+    def full_at_16(step, *others, **options):  # type: ignore[no-untyped-def]
+        if step == 16:
+            raise CheckpointSaveError("no space left")
+        return save(step, *others, **options)
+
+    monkeypatch.setattr(run.store, "save", full_at_16)
+    run.train(on_failed_write="continue")
+    assert run.store.steps() == [24, 40, 48]
+    newest = run.store.newest()
+    assert newest is not None
+    assert newest.state["progress"]["best_step"] == 24
 
 
 def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 LOG, UNREADABLE, DIVERGED, START = "train.log", "unreadable.jsonl", "diverged", "start.json"
 MADE_WITH = "made_with"
-"""Key of a checkpoint's state: versions, device and threads."""
+"""Key of a checkpoint's state: versions, device, threads, ranks, and the images of a rank that it took at a time."""
 
 _SMALLER_STEP = (
     "lower training.micro_batch or set training.checkpoint_activations=true, which may change on the way; the command "
@@ -141,13 +142,19 @@ def _start(run: RunFolder, config: RunConfig, trainer: Trainer) -> None:
 def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     _log.info("continuing after step %d of %d", checkpoint.step, trainer.total_steps)
     trainer.restore(checkpoint)
-    changed = differing(checkpoint.state.get(MADE_WITH, {}), essentials(trainer.device))
+    changed = differing(checkpoint.state.get(MADE_WITH, {}), _made_with(trainer))
     if changed:
         _log.warning(
             "this is not what the checkpoint was made with, so the result may differ in its last bits from that of an "
             "undisturbed run: %s",
             "; ".join(changed),
         )
+
+
+def _made_with(trainer: Trainer) -> dict[str, Any]:
+    """What the last bits depend on. The parts of a batch that null leaves open depend on the memory that there is."""
+    share = len(slots(trainer.config.batch_size))
+    return {**essentials(trainer.device), "micro_batch": min(trainer.config.micro_batch or share, share)}
 
 
 def _refuse_another_quality(untrained: Mapping[str, float], quality: str) -> None:
@@ -172,7 +179,7 @@ def _train(
     last = trainer.progress.step if trainer.progress.untrained else -1
     unreadable = RowLog(run.path / UNREADABLE)
     from_first(lambda: unreadable.truncate_after(last))
-    about = {"seed": config.seed, MADE_WITH: essentials(trainer.device)}
+    about = {"seed": config.seed, MADE_WITH: _made_with(trainer)}
     # Shards are no encoder that the first rank could look at on its own.
     gathered = Gathered(monitor, config) if config.logging.report and trainer.batch_loss.engine.sharded else None
     model = trainer.model if gathered is None else gathered.whole

@@ -1,9 +1,10 @@
 """How much memory there is, how much this process has of it, and how it keeps what it has."""
 
 import ctypes
+import math
 import os
 import platform
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -19,13 +20,44 @@ _TRIM_ABOVE, _MOST_MAPPED = -1, -4  # glibc's M_TRIM_THRESHOLD and M_MMAP_MAX; -
 
 
 def device_memory(device: torch.device) -> float:
-    """Bytes of a device: a GPU's own, else the machine's memory divided among the ranks on it. Free or not."""
+    """Bytes of a device: a GPU's own, else what is granted of the machine's, for each rank on it. Free or not."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / local_count()
+        machine = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (ValueError, OSError, AttributeError):  # not every system says
         return 8.0 * (1 << 30)
+    return min(machine, granted_memory()) / local_count()
+
+
+def granted_memory(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that a container or a scheduler's job may have; infinity where Linux says of no limit.
+
+    Who takes more is killed without a word. groups, mounted: where the system says in which control groups this process
+    is, and where those are. The limit of a group holds for all that are in it, so that the smallest counts.
+    """
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:
+        return math.inf
+    limits = [math.inf]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        # Version 1 of control groups names the controllers of a hierarchy, version 2 has one hierarchy for all.
+        folder, name = (mounted / "memory", "memory.limit_in_bytes") if controllers else (mounted, "memory.max")
+        group = PurePosixPath(path.lstrip("/"))
+        # In a container its own group is at the top, whatever the path says.
+        limits += [_limit(folder / each / name) for each in (group, *group.parents, PurePosixPath())]
+    return min(limits)
+
+
+def _limit(path: Path) -> float:
+    try:
+        return float(int(path.read_text()))
+    except (OSError, ValueError):  # none there, or the word max
+        return math.inf
 
 
 def occupied_memory(device: torch.device) -> float:

@@ -56,15 +56,15 @@ class Records:
         _log.warning("unreadable image replaced: %s (%s)", image.name, image.reason)
         self._try(lambda: self.unreadable.append({"step": step, "name": image.name, "reason": image.reason}))
 
-    def save(self, step: int, tensors: Tensors, state: Mapping[str, Any], best: int, last: bool) -> None:
-        """Save a checkpoint once all rows are on the disk; the one of step `best` is kept."""
+    def save(self, step: int, tensors: Tensors, state: Mapping[str, Any], best: int, last: bool) -> bool:
+        """Save a checkpoint once all rows are on the disk; the one of step `best` is kept. Whether it is there."""
 
         def write() -> None:
             for writer in self.writers:
                 writer.flush()
             self.checkpoints.save(step, tensors, {**self.about, **state}, protect={best})
 
-        self._try(write, must=last)
+        return self._try(write, must=last)
 
     def dump(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> str:
         """Keep the state before a step that cannot be taken; where it is, or why it is not there."""
@@ -74,7 +74,7 @@ class Records:
         except StorageError as error:
             return f"what is needed to repeat it could not be kept: {error}"
 
-    def _try(self, write: Callable[[], None], must: bool = False) -> None:
+    def _try(self, write: Callable[[], None], must: bool = False) -> bool:
         def declared() -> None:
             try:
                 write()
@@ -87,6 +87,8 @@ class Records:
             if must or self.on_failure == "stop":
                 raise
             self._warn(error)
+            return False
+        return True
 
     def _warn(self, error: StorageError) -> None:
         _log.warning("the run goes on without what could not be written (training.on_failed_write=continue): %s", error)

@@ -20,7 +20,7 @@ from cjepa.training.agreement import in_step, refuse_drift
 from cjepa.training.batch_loss import BatchLoss, on_host
 from cjepa.training.checkpoint import Checkpoint
 from cjepa.training.config import TrainingConfig
-from cjepa.training.divergence import Trouble, all_finite, diverged, go_back, remedies
+from cjepa.training.divergence import RolledBack, Trouble, all_finite, diverged, go_back, remedies
 from cjepa.training.health import Record, Verdict, judge
 from cjepa.training.interruption import Interrupted, Interruption
 from cjepa.training.optimizer import build_optimizer, moments_like, set_rates
@@ -103,6 +103,7 @@ class Trainer:
         self.optimizer = build_optimizer(config.optimizer, self.parameters)
         self.progress = Progressed()
         self._saved: tuple[int, int] | None = None  # step and evaluation of the last checkpoint
+        self._best_on_disk: tuple[int, float] | None = None  # step and quality
         self._trouble: list[Trouble] = []  # the last steps, without a gap, that changed nothing
 
     def train(
@@ -137,6 +138,9 @@ class Trainer:
             except Interrupted as stop:
                 self._save(records, last=True)
                 raise StoppedEarly(f"stopped by {stop} {self._where()}; the same command continues the run") from None
+            except RolledBack:
+                _stop_before_training_again(interruption)
+                raise
             except WorkerError as error:
                 self._save(records, last=True)
                 raise WorkerError(self._saved_for(error)) from error
@@ -182,6 +186,7 @@ class Trainer:
         saved = _read(checkpoint, "optimizer", moments_like(self.parameters) if moved else {})
         restore_whole_moments(self.learned, self.optimizer, self.parameters, saved, moved)
         self._saved = (self.progress.step, self.progress.evaluated)
+        self._best_on_disk = (self.progress.best_step, self.progress.best_quality)
         self._trouble.clear()
 
     def start_from(self, context: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
@@ -375,8 +380,19 @@ class Trainer:
         if not all_finite(tensors):
             raise self._diverged(tensors, records)
         progress.rollbacks = 0
-        records.save(progress.step, tensors, {"progress": progress.as_dict()}, progress.best_step, last)
+        if records.save(progress.step, tensors, {"progress": progress.as_dict()}, progress.best_step, last):
+            self._best_on_disk = (progress.best_step, progress.best_quality)
+        elif self._best_on_disk is not None:  # who asks for the best checkpoint gets one that is there
+            progress.best_step, progress.best_quality = self._best_on_disk
         self._saved = now
+
+
+def _stop_before_training_again(interruption: Interruption) -> None:
+    """A signal that came while the run went back: whoever trains again would not hear of it."""
+    try:
+        interruption.check()
+    except Interrupted as stop:
+        raise StoppedEarly(f"stopped by {stop} after going back; the same command continues the run") from None
 
 
 def _read(checkpoint: Checkpoint, name: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
