@@ -1,6 +1,7 @@
 """How much memory there is, how much this process has of it, and how it keeps what it has."""
 
 import ctypes
+import math
 import os
 import platform
 from pathlib import Path
@@ -19,13 +20,44 @@ _TRIM_ABOVE, _MOST_MAPPED = -1, -4  # glibc's M_TRIM_THRESHOLD and M_MMAP_MAX; -
 
 
 def device_memory(device: torch.device) -> float:
-    """Bytes of a device: a GPU's own, else the machine's memory divided among the ranks on it. Free or not."""
+    """Bytes of a device: a GPU's own, else the machine's memory, or what of it a container or a scheduler's job may
+    have, divided among the ranks on it. Free or not."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / local_count()
+        whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (ValueError, OSError, AttributeError):  # not every system says
-        return 8.0 * (1 << 30)
+        whole = 8.0 * (1 << 30)
+    return min(whole, granted_memory()) / local_count()
+
+
+def granted_memory(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that the control groups of this process, of either version, and those above them grant; infinite without.
+
+    Who takes more is killed by the system, however much of the machine is free. groups: a line for each hierarchy,
+    NUMBER:CONTROLLERS:PLACE, with no controllers for version 2.
+    """
+    try:
+        lines = groups.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return math.inf
+    found = [math.inf]
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        group = base / place.lstrip("/")
+        # Inside a container the place may be one that only the machine knows; the limit is then at the base.
+        found += [_limit(each / name) for each in (group, *group.parents) if each.is_relative_to(base)]
+    return min(found)
+
+
+def _limit(path: Path) -> float:
+    try:
+        return float(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no such group or controller; "max"
+        return math.inf
 
 
 def occupied_memory(device: torch.device) -> float:
