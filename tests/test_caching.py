@@ -1,5 +1,7 @@
 """Decoded images lie in a file once; what is read from there are the same pixels, or the source is asked."""
 
+import errno
+import fcntl
 import logging
 import os
 import pickle
@@ -150,6 +152,21 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
     (tmp_path / "file").write_text("")
     assert cached(source, tmp_path / "file" / "cache", LARGE) is source
     assert "cannot be used" in caplog.text
+
+
+def test_a_folder_without_locks_is_not_used(
+    source: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What filelock does instead makes the next run wait for one that was killed on another machine, for ever."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with caplog.at_level(logging.WARNING):
+        assert cached(source, tmp_path / "cache", LARGE) is source
+    assert "its file system has no locks" in caplog.text
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_full_disk_is_left_alone(source: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

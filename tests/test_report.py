@@ -15,16 +15,17 @@ from cjepa.build import read_config
 from cjepa.cli import app
 from cjepa.config import RunConfig
 from cjepa.config.presets import resolve
-from cjepa.errors import InputError, StoppedEarly
+from cjepa.errors import DivergedError, InputError, StoppedEarly
 from cjepa.models.attention import attention_received
-from cjepa.runs import name_runs, pretrain, visualize, write_report
+from cjepa.runs import card_of, name_runs, pretrain, visualize, write_report
 from cjepa.runs import recording as recording_module
 from cjepa.runs.recording import _Budget
 from cjepa.runs.report import read_run
-from cjepa.runs.report_facts import duration, facts_of, judgement_of
+from cjepa.runs.report_facts import duration, facts_of, gave_up, judgement_of
 from cjepa.runs.snapshots import MOST, SnapshotStore, most_similar, thinned
+from cjepa.training.checkpoint import CheckpointStore
 from cjepa.training.metrics import read_metrics
-from cjepa.training.rows import read_rows
+from cjepa.training.rows import RowLog, read_rows
 from tests.report_material import samples, snapshot
 from tests.tiny_runs import write_config, write_images
 
@@ -245,10 +246,12 @@ def test_a_run_is_followed_while_it_trains_and_left_alone_afterwards(
     pretrain(config, tmp_path / "run")
     assert len(seen) == 1
     assert '<meta http-equiv="refresh" content="30">' in seen[0]
-    assert "Training: 0 of 12 steps are taken." in seen[0]
+    assert '<span class="live">Training: </span>0 of 12 steps were taken when this page was written.' in seen[0]
     left = (tmp_path / "run" / "report" / "index.html").read_text()
     assert 'http-equiv="refresh"' not in left
     assert "reads itself again" not in left
+    assert "Training:" not in left, "whether it trains, is stopped or was killed, nobody says any more"
+    assert "0 of 12 steps were taken when this page was written." in left
 
 
 def test_a_report_is_one_file_with_the_names_escaped(run: Path, tmp_path: Path) -> None:
@@ -353,6 +356,98 @@ def test_a_run_that_diverged_is_not_told_what_it_had() -> None:
     had = ["training.optimizer.clip_gradient=0.5", "training.precision=float32"]
     advice = judgement_of(resolve("demo", had), rows, "knn_20_centred", 10, 10).advice
     assert advice == "In a new run lower training.optimizer.learning_rate.peak."
+
+
+def test_a_run_that_gave_up_between_two_rows_is_called_so(copy: Path) -> None:
+    """With training.log_every above training.most_skipped no row has the loss that ended the run."""
+    (copy / "diverged" / "step-00000009").mkdir(parents=True)
+    assert read_run(copy, "run").judgement.state != "diverged", "its checkpoint of step 12 is later"
+    shutil.rmtree(copy / "checkpoints" / "step-00000012")
+    judgement = read_run(copy, "run").judgement
+    assert judgement.state == "diverged"
+    assert judgement.evidence.startswith("the run gave up at step 9")
+    assert read_run(copy, "run", live=True).judgement.state != "diverged", "it goes on from the checkpoint before"
+    assert gave_up([9], [6], 19, 10) == 9
+    assert gave_up([9], [6], 20, 10) is None, "it got past it later"
+    assert gave_up([], [6], 20, 10) is None
+
+
+def test_the_page_of_a_run_that_gave_up_says_so(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up(self, step, split, values):
+        if split == "train":
+            CheckpointStore(self.run / "diverged").save(step, {}, {})
+            raise DivergedError("the loss was not finite")
+
+    monkeypatch.setattr(recording_module.Recorder, "write", give_up)
+    with pytest.raises(DivergedError):
+        pretrain(config, tmp_path / "run")
+    assert "<strong>diverged</strong>: the run gave up at step 1" in (tmp_path / "run/report/index.html").read_text()
+
+
+def test_without_what_was_measured_before_training_nothing_is_judged(copy: Path) -> None:
+    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join(line for line in lines if '"step": 0,' not in line))
+    judgement = read_run(copy, "run").judgement
+    assert (judgement.state, judgement.advice) == ("unknown", "")
+    assert "<strong>unknown</strong>" in write_report({"run": copy}).read_text()
+    assert card_of(copy).health == "Not recorded by the version that trained it."
+    assert not [table for table in card_of(copy).results if table.title == "Measured while training"]
+
+
+def test_seeds_of_other_images_are_no_seeds_of_the_same_run(run: Path, copy: Path) -> None:
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("seed: 0", "seed: 1").replace("path: /", "path: /elsewhere/"))
+    assert read_run(copy, "copy").identity == read_run(run, "run").identity
+    data = json.loads((copy / "data.json").read_text())
+    (copy / "data.json").write_text(json.dumps(data | {"fingerprint": "other images"}))
+    assert read_run(copy, "copy").identity != read_run(run, "run").identity
+
+
+def test_values_of_an_earlier_checkpoint_are_called_so(copy: Path) -> None:
+    row = {"name": "knn", "encoder": "target", "digest": "", "protocol": {"test_images": 9}, "values": {"knn_20": 5.0}}
+    RowLog(copy / "evaluations.jsonl").append({"step": 6, **row})
+    told = "cjepa evaluate saw the encoder after step 6; the last checkpoint is of step 12"
+    assert told in read_run(copy, "run").notes
+    RowLog(copy / "evaluations.jsonl").append({"step": 12, **row})
+    assert told not in read_run(copy, "run").notes
+
+
+def test_only_shares_of_images_have_the_uncertainty_of_images(copy: Path) -> None:
+    for name in ("knn", "segmentation", "detection", "video"):
+        row = {"name": name, "encoder": "target", "protocol": {"test_images": 9}, "values": {"value": 5.0}}
+        RowLog(copy / "evaluations.jsonl").append({"step": 12, **row})
+    assert [each.test_images for each in read_run(copy, "run").evaluations] == [9, 0, 0, 0]
+
+
+def test_a_run_that_goes_on_with_other_images_has_their_pictures(
+    copy: Path, config: RunConfig, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Embeddings of new images beside pictures of the old ones would show neighbours that are none."""
+    other = Path(shutil.copytree(images, tmp_path / "other"))
+    for path in (other / "a").iterdir():
+        path.rename(path.with_name(f"new-{path.name}"))
+    longer = config.training.model_copy(update={"epochs": 5.0})
+    source = config.data.source.model_copy(update={"path": other})
+    data = config.data.model_copy(update={"source": source})
+    changed = config.model_copy(update={"training": longer, "data": data})
+    pretrain(changed, copy, ["training.epochs", "images"])
+    store = SnapshotStore(copy / "report")
+    found = store.load_samples()
+    assert found is not None
+    assert any("new-" in name for name in found.example_names)
+    assert store.steps() == [15]
+    assert "its pictures begin anew" in caplog.text
+
+
+def test_a_finished_run_that_is_called_again_still_says_where_it_was_trained(copy: Path, config: RunConfig) -> None:
+    (copy / "environment.json").write_text('{"python": "of the cluster"}')
+    pretrain(config, copy)
+    assert json.loads((copy / "environment.json").read_text()) == {"python": "of the cluster"}
+    longer = config.model_copy(update={"training": config.training.model_copy(update={"epochs": 5.0})})
+    pretrain(longer, copy, ["training.epochs"])
+    assert json.loads((copy / "environment.json").read_text())["python"] != "of the cluster"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(12.4, "12 s"), (200.0, "3 min 20 s"), (14700.0, "4 h 05 min")])

@@ -171,6 +171,14 @@ def test_replay_needs_a_dump(run: Path) -> None:
 # --- doctor ---------------------------------------------------------------------------------------------------------
 
 
+def test_doctor_takes_no_file_of_a_file_system_for_what_a_save_left(run: Path) -> None:
+    for name in (".nfs000000000123", ".DS_Store"):
+        (run / "checkpoints" / name).write_text("")
+    assert not [note for note in runs.diagnose(run).notes if "a killed save left" in note]
+    (run / "checkpoints" / ".tmp-step-00000009-ab").mkdir()
+    assert [note for note in runs.diagnose(run).notes if "a killed save left 1 folders" in note]
+
+
 def test_doctor_tells_what_a_run_met(run: Path) -> None:
     path = run / "checkpoints"
     newest = CheckpointStore(path).newest()

@@ -106,6 +106,36 @@ class TestResume:
             log.write(3, "train", {"loss": 1.0})
             assert steps_in(path) == [1, 2, 3]
 
+    def test_a_cut_line_does_not_take_the_next_row_with_it(self, tmp_path: Path) -> None:
+        """evaluations.jsonl of a run folder that was copied while it was written to is never cut back."""
+        path = tmp_path / "evaluations.jsonl"
+        log = RowLog(path)
+        for step in (1, 2):
+            log.append({"step": step})
+        path.write_bytes(path.read_bytes()[:-4])
+        log.append({"step": 3})
+        log.append({"step": 4})
+        assert [row["step"] for row in read_rows(path)] == [1, 3, 4]
+
+    def test_an_evaluation_that_will_be_made_again_is_removed(self, tmp_path: Path) -> None:
+        """A stop in the evaluation of step 2 saved it as not evaluated; the next life measured, and was killed."""
+        path = tmp_path / "metrics.jsonl"
+        log = log_with(path, 1, 2)
+        for step in (1, 2):
+            log.write(step, "evaluation", {"rank": step})
+        open_writers(LoggingConfig(), tmp_path, 2, {}, evaluated=1)[0].close()
+        assert [(row["step"], row["split"]) for row in read_metrics(path)] == [
+            (1, "train"),
+            (2, "train"),
+            (1, "evaluation"),
+        ]
+
+    def test_of_repeated_rows_the_last_one_counts(self, tmp_path: Path) -> None:
+        path = tmp_path / "metrics.jsonl"
+        log_with(path, 1, 2).write(1, "train", {"loss": 9.0})
+        RowLog(path).append({"step": 3, "note": "of another tool"})
+        assert [(row["step"], row["loss"]) for row in read_metrics(path)] == [(1, 9.0), (2, 2 / 3)]
+
     def test_damaged_line_is_reported_and_removed(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         path = tmp_path / "metrics.jsonl"
         log = log_with(path, 1)

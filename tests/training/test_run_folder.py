@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import json
 import os
@@ -123,6 +124,18 @@ class TestLock:
                     RunFolder(tmp_path / "run", patience=0.0),
                 ):
                     pass
+
+    @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+    def test_file_system_without_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        """Some NFS and Lustre mounts; filelock alone makes do with a file that a killed run leaves for ever."""
+
+        def refuse(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        with pytest.raises(InputError, match="has no locks, so two runs"), RunFolder(tmp_path / "run"):
+            pass
+        assert list((tmp_path / "run").iterdir()) == []
 
     def test_lock_that_lingers_for_a_moment_is_waited_for(self, tmp_path: Path) -> None:
         (tmp_path / "run").mkdir()

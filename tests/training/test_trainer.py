@@ -35,6 +35,17 @@ def test_a_stopped_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path, 
     assert read_metrics(tmp_path / "whole/metrics.jsonl") == read_metrics(tmp_path / "stopped/metrics.jsonl")
 
 
+def test_a_verdict_is_as_early_as_what_it_rests_on(tmp_path: Path) -> None:
+    """A run that was stopped between two evaluations begins again with the verdict it had."""
+    run = Run(tiny_config(), tmp_path)
+    run.trainer.progress.untrained = run.trainer.progress.latest = {
+        **{"effective_rank": 9.0, "spread": 0.5, "explained_variance": 0.1},
+        run.monitor.quality: 50.0,
+    }
+    run.trainer.progress.step, run.trainer.progress.evaluated = 7, 0
+    assert run.trainer._judge(run.monitor).state == "too early"
+
+
 def test_the_untrained_encoder_is_measured_before_the_first_step(tmp_path: Path) -> None:
     run = Run(tiny_config(), tmp_path)
     run.train()

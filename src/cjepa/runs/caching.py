@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from cjepa.data import CachedSource, ImageSource, UnreadableImageError
 from cjepa.data.cache import COLUMNS, PIXELS, TABLE, decoded_bytes, in_memory, signature
-from cjepa.training.durable import sync_folder
+from cjepa.training.durable import require_locks, sync_folder
 from cjepa.training.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ def cached(source: ImageSource, folder: Path, limit: int) -> ImageSource:
         return source
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        require_locks(folder)
         place = folder / signature(source)[:32]
         with FileLock(folder / _LOCK):
             found = _opened(source, place)

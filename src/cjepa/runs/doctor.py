@@ -3,6 +3,7 @@
 import os
 import platform
 import shlex
+import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,8 @@ from cjepa.errors import InputError
 from cjepa.models.kernels import chosen_precision
 from cjepa.runs.continuing import read_data
 from cjepa.runs.pretraining import DIVERGED, LOG, MADE_WITH, UNREADABLE
-from cjepa.training.checkpoint import CheckpointStore
+from cjepa.training.checkpoint import UNFINISHED, CheckpointStore
+from cjepa.training.device_memory import device_memory
 from cjepa.training.state import Progressed
 
 PACKAGES = ("cjepa", "torch", "numpy", "pillow", "pydantic", "safetensors", "scikit-learn", "matplotlib")
@@ -42,10 +44,18 @@ def environment() -> list[tuple[str, str]]:
     """What there is, as (name, finding)."""
     rows = [("python", f"{platform.python_version()} on {platform.platform()}")]
     rows += [(name, _version(name) or "not installed as a package") for name in PACKAGES]
-    rows += [("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used")]
+    memory = f"{device_memory(torch.device('cpu')) / 2**30:.0f} GiB"
+    rows += [("CPU", f"{_cores()}, {torch.get_num_threads()} threads used, {memory} of memory for this process")]
     rows += [("GPU", text) for text in _gpus()] or [("GPU", "none: training runs on the CPU")]
     rows += [("bfloat16", _bfloat16())]
     return rows + [(f"extra {extra}", _extra(extra)) for extra in EXTRAS]
+
+
+def _cores() -> str:
+    """Those of the machine, and how many of them a scheduler or container leaves to this process."""
+    there = os.cpu_count() or 1
+    free = len(os.sched_getaffinity(0)) if sys.platform == "linux" else there
+    return f"{there} cores" if free >= there else f"{free} of {there} cores"
 
 
 def _extra(name: str) -> str:
@@ -161,7 +171,7 @@ def _left_behind(run: Path, store: CheckpointStore) -> list[str]:
         )
         notes.append(f"the run gave up at step {step} and left a dump; {state}")
     if store.folder.exists():
-        remains = sum(entry.name.startswith(".") for entry in store.folder.iterdir())
+        remains = sum(entry.name.startswith(UNFINISHED) for entry in store.folder.iterdir())
         if remains:
             notes.append(f"a killed save left {remains} folders behind; the next start or save clears them")
     return notes

@@ -131,7 +131,7 @@ def _data_lines(run: Path, config: RunConfig) -> list[str]:
 def _monitored(run: Path, step: int) -> list[Table]:
     """What was measured while training, at its start and at the step of the checkpoint."""
     rows = [row for row in _evaluated(run) if row["step"] <= step]
-    if not rows:
+    if not rows or rows[0]["step"] > 0:
         return []
     names = [name for name in rows[-1] if name not in ("step", "split")]
     shown = [("before training, step 0", rows[0]), (f"target encoder, step {rows[-1]['step']}", rows[-1])]
@@ -185,7 +185,7 @@ def _health(run: Path, config: RunConfig) -> str:
     """The verdict on the last evaluation, as the run gave it."""
     data, rows = read_object(run / DATA), _evaluated(run)
     quality, tested, steps = data.get("quality"), data.get("tested"), data.get("steps")
-    if not rows or quality not in rows[-1] or not tested or not steps:
+    if not rows or rows[0]["step"] > 0 or quality not in rows[-1] or not tested or not steps:
         return "Not recorded by the version that trained it."
     verdict = judge(
         Record(

@@ -16,11 +16,11 @@ from torch import nn
 from cjepa.build import CONFIG, build_probe, build_stream, build_trainer, choose_device, in_precision, start_weights
 from cjepa.config import RunConfig, dump_yaml
 from cjepa.data import Splits, TrainingStream, ViewsStream, device_images, iterate, open_source
-from cjepa.errors import InputError, enough_memory
+from cjepa.errors import DivergedError, InputError, enough_memory
 from cjepa.evaluation.monitor import QUALITIES, Monitor
 from cjepa.models import Model
 from cjepa.models.kernels import has_fast_bfloat16
-from cjepa.ranks import collect, from_first, joined, local_rank, slots, world_size
+from cjepa.ranks import collect, from_first, is_first, joined, local_rank, slots, world_size
 from cjepa.runs.advice import advised
 from cjepa.runs.caching import CACHE, cached, remove_cache
 from cjepa.runs.continuing import (
@@ -32,6 +32,7 @@ from cjepa.runs.continuing import (
 )
 from cjepa.runs.gathering import Gathered
 from cjepa.runs.recording import Recorder
+from cjepa.runs.report import write_report
 from cjepa.runs.waiting import Waiting
 from cjepa.training.checkpoint import Checkpoint, CheckpointStore
 from cjepa.training.device_memory import device_memory
@@ -108,11 +109,15 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
             else:
                 _restore(trainer, checkpoint)
                 _refuse_another_quality(trainer.progress.untrained, monitor.quality)
-            from_first(lambda: _describe(run, config, splits, monitor, trainer.total_steps))
+            from_first(lambda: _describe(run, config, splits, monitor, trainer))
             try:
                 verdict = _train(config, run, trainer, stream, monitor, store)
             except RolledBack:
                 continue
+            except DivergedError:
+                if config.logging.report and is_first():
+                    _report_the_end(run)
+                raise
         if local_rank() == 0:  # each machine has decoded images of its own where the folder is not shared
             remove_cache(folder)
         done = trainer.progress
@@ -184,7 +189,7 @@ def _train(
     gathered = Gathered(monitor, config) if config.logging.report and trainer.batch_loss.engine.sharded else None
     model = trainer.model if gathered is None else gathered.whole
     waiting = Waiting()
-    with _writers(config, run.path, last, model, monitor, waiting) as writers:
+    with _writers(config, run.path, last, trainer.progress.evaluated, model, monitor, waiting) as writers:
         dumps = CheckpointStore(run.path / DIVERGED)
         records = Records(store, dumps, writers, unreadable, about, config.training.on_failed_write)
         batches = _batches(stream, trainer, config, run.path / CACHE, waiting)
@@ -253,13 +258,22 @@ def _parameters(module: nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in module.parameters()):,}"
 
 
-def _describe(run: RunFolder, config: RunConfig, splits: Splits, monitor: Monitor, steps: int) -> None:
-    train = splits.train
+def _describe(run: RunFolder, config: RunConfig, splits: Splits, monitor: Monitor, trainer: Trainer) -> None:
+    train, steps = splits.train, trainer.total_steps
     data = {"images": len(train), "classes": list(train.classes), "fingerprint": train.fingerprint, "steps": steps}
     data |= {"quality": monitor.quality, "tested": monitor.count}
     run.write(CONFIG, dump_yaml(config))
     run.write(DATA, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-    run.write("environment.json", json.dumps(describe_environment(), indent=2) + "\n")
+    if trainer.progress.step < steps:  # else it was trained elsewhere, or by another version
+        run.write("environment.json", json.dumps(describe_environment(), indent=2) + "\n")
+
+
+def _report_the_end(run: RunFolder) -> None:
+    """The page of a run that gave up: the one that was written last does not know it."""
+    try:
+        write_report({run.path.resolve().name: run.path})
+    except Exception as error:  # as for every page while a run trains: what ended the run is what has to be said
+        _log.warning("report not written (%s: %s)", type(error).__name__, error)
 
 
 @contextmanager
@@ -287,17 +301,24 @@ def _refuse_different_images(splits: Splits) -> None:
 
 @contextmanager
 def _writers(
-    config: RunConfig, folder: Path, last: int, model: Model | None, monitor: Monitor, waiting: Waiting
+    config: RunConfig,
+    folder: Path,
+    last: int,
+    evaluated: int,
+    model: Model | None,
+    monitor: Monitor,
+    waiting: Waiting,
 ) -> Iterator[list[MetricsWriter]]:
     """The first rank's writers, closed at the end, also after an error; the others have none.
 
-    model: whose encoders the report shows, whole.
+    last, evaluated: the steps that were taken, and of those the last one whose evaluation counts. model: whose encoders
+    the report shows, whole.
     """
     with ExitStack() as stack:
         writers: list[MetricsWriter] = []
 
         def start() -> None:
-            opened = open_writers(config.logging, folder, last, config.model_dump(mode="json"))
+            opened = open_writers(config.logging, folder, last, config.model_dump(mode="json"), evaluated)
             if config.logging.report and model is not None:  # after the others: the page shows what they have written
                 opened.append(Recorder(folder, config, model, monitor, waiting, last))
             for writer in opened:

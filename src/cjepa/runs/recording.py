@@ -132,8 +132,15 @@ class _Budget:
 
 
 def keep_snapshot(store: SnapshotStore, config: RunConfig, model: Model, monitor: Monitor, step: int) -> None:
-    """Keep what a model makes of the fixed images, which are chosen and kept first where they are not yet."""
+    """Keep what a model makes of the fixed images, which are chosen and kept first where they are not yet.
+
+    Where the run went on with other images, what was kept of the earlier ones is forgotten.
+    """
     samples = store.load_samples()
+    if samples is not None and samples.example_names != _example_names(monitor):
+        _log.warning("report: the images are others than before, so its pictures begin anew")
+        store.remove_after(-1)
+        samples = None
     if samples is None:
         samples = choose_samples(config, monitor)
         store.save_samples(samples)
@@ -144,16 +151,25 @@ def choose_samples(config: RunConfig, monitor: Monitor) -> Samples:
     """The fixed images of a run, evenly from those that it is measured on, and crops of its first batch."""
     source = monitor.labelled_test()
     images = EvaluationImages(source, config.data)
-    shown = evenly(len(source), EXAMPLES)
+    shown = _examples(source)
     compared = evenly(len(source), COMPARED)
     return Samples(
         examples=torch.stack([images[index] for index in shown.tolist()]),
-        example_names=tuple(source.names[index] for index in shown.tolist()),
+        example_names=_example_names(monitor),
         compared=torch.stack([_small(images[index]) for index in compared.tolist()]),
         labels=torch.from_numpy(source.labels[compared.numpy()]),
         crops=first_crops(monitor.stream),
         sizes=torch.tensor([_size(source, index) for index in compared.tolist()], dtype=torch.int64),
     )
+
+
+def _examples(source: ImageSource) -> Int[Tensor, "n"]:
+    return evenly(len(source), EXAMPLES)
+
+
+def _example_names(monitor: Monitor) -> tuple[str, ...]:
+    source = monitor.labelled_test()
+    return tuple(source.names[index] for index in _examples(source).tolist())
 
 
 def first_crops(stream: TrainingStream) -> UInt8[Tensor, "c 3 H W"]:

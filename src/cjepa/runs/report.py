@@ -12,14 +12,16 @@ import numpy as np
 from jaxtyping import Float64
 
 from cjepa import __version__
-from cjepa.build import read_config
+from cjepa.build import CHECKPOINTS, read_config
 from cjepa.config import RunConfig, dump_yaml
+from cjepa.data import DemoConfig
 from cjepa.errors import CjepaError, InputError
 from cjepa.objectives import term_weights
 from cjepa.runs.evaluating import EVALUATIONS
 from cjepa.runs.pictures import METRICS, some_masks
-from cjepa.runs.report_facts import facts_of, judgement_of, progress_of
+from cjepa.runs.report_facts import facts_of, gave_up, judgement_of, progress_of
 from cjepa.runs.snapshots import SnapshotStore
+from cjepa.training.checkpoint import CheckpointStore
 from cjepa.training.durable import replace
 from cjepa.training.metrics import read_metrics
 from cjepa.training.rows import read_object, read_rows
@@ -28,10 +30,13 @@ from cjepa.visualization.report import Evaluation, RunMaterial, render
 _log = logging.getLogger(__name__)
 
 REPORT, PAGE, TIMING = "report", "index.html", "timing.jsonl"
-DATA, ENVIRONMENT, UNREADABLE = "data.json", "environment.json", "unreadable.jsonl"
+DATA, ENVIRONMENT, UNREADABLE, DIVERGED = "data.json", "environment.json", "unreadable.jsonl", "diverged"
 _LIVE = re.compile(r'<meta http-equiv="refresh"[^>]*>|<span class="live">[^<]*</span>')
 _MACHINE = {"data": ("workers",), "training": ("device", "threads")}
+_PLACES = ("path", "test", "root", "index")
 """Keys that name the machine and not the run."""
+_SHARES = ("knn", "linear", "linear-sgd", "attentive", "lowshot", "retrieval", "finetune", "counting", "distance")
+"""Evaluations whose values are shares of their test images; other values have no uncertainty that these could tell."""
 
 
 def write_report(runs: Mapping[str, Path], out: Path | None = None, *, live: bool = False) -> Path:
@@ -42,7 +47,7 @@ def write_report(runs: Mapping[str, Path], out: Path | None = None, *, live: boo
     """
     path = out or next(iter(runs.values())) / REPORT / PAGE
     material = [read_run(run, name, live=live) for name, run in runs.items()]
-    written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
+    written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z")
     page = render(material, __version__, written, live=live)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,11 +101,18 @@ def read_run(run: Path, name: str, *, live: bool = False) -> RunMaterial:
     quality, tested = _quality(config, data, rows)
     steps = data.get("steps")
     taken = max((int(row["step"]) for row in rows), default=0)
+    evaluations = _evaluations(run / EVALUATIONS)
+    evaluated = max((each.step for each in evaluations if each.encoder == "target"), default=None)
+    saved, dumps = (CheckpointStore(run / folder).steps() for folder in (CHECKPOINTS, DIVERGED))
+    last = saved[-1] if saved else None
+    if evaluated is not None and last is not None and evaluated < last:
+        notes.append(f"cjepa evaluate saw the encoder after step {evaluated}; the last checkpoint is of step {last}")
+    end = None if live else gave_up(dumps, saved, taken, config.training.most_skipped)
     return RunMaterial(
         name=name,
-        identity=_identity(config),
+        identity=_identity(config, data),
         seed=config.seed,
-        judgement=judgement_of(config, rows, quality, tested, steps or max(taken, 1)),
+        judgement=judgement_of(config, rows, quality, tested, steps or max(taken, 1), end),
         progress=progress_of(taken, steps, live),
         finished=taken == steps,
         facts=facts_of(run, config, data, environment, taken, clock[1][-1] if clock is not None else None),
@@ -115,7 +127,7 @@ def read_run(run: Path, name: str, *, live: bool = False) -> RunMaterial:
         patch_size=config.model.encoder.patch_size,
         started=config.model.start is not None,
         clock=clock,
-        evaluations=_evaluations(run / EVALUATIONS),
+        evaluations=evaluations,
         unreadable=_unreadable(run / UNREADABLE),
         classes=tuple(data.get("classes", ())),
         samples=samples,
@@ -137,14 +149,17 @@ def _fill(run: Path, config: RunConfig) -> list[str]:
     return []
 
 
-def _identity(config: RunConfig) -> str:
-    """What two runs have in common that differ by their seed alone, on whatever machine."""
+def _identity(config: RunConfig, data: Mapping[str, Any]) -> str:
+    """What two runs have in common that differ by their seed alone, on whatever machine: images included."""
     values = config.model_dump(mode="json", exclude={"seed", "logging"})
     for part, keys in _MACHINE.items():
         for key in keys:
             values[part].pop(key)
-    values["data"]["source"].pop("path", None)
-    return json.dumps(values, sort_keys=True)
+    for key in _PLACES:
+        values["data"]["source"].pop(key, None)
+    # The demo's crops are drawn by the seed.
+    images = None if isinstance(config.data.source, DemoConfig) else data.get("fingerprint")
+    return json.dumps([values, images], sort_keys=True)
 
 
 def _clock(path: Path) -> tuple[Float64[np.ndarray, "k"], Float64[np.ndarray, "k"]] | None:
@@ -172,7 +187,7 @@ def _evaluations(path: Path) -> list[Evaluation]:
             continue  # a line of another tool
         protocol = row["protocol"]
         values = {name: float(value) for name, value in row["values"].items() if isinstance(value, int | float)}
-        images = int(protocol.get("test_images", 0))
+        images = int(protocol.get("test_images", 0)) if row["name"] in _SHARES else 0
         text = json.dumps(protocol, sort_keys=True)
         # A later line of the same step is of weights that took the place of the earlier one's.
         evaluation = Evaluation(row["step"], row["name"], row["encoder"], text, images, values)

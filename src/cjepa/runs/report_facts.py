@@ -16,20 +16,39 @@ from cjepa.visualization.style import counted
 Rows = Sequence[Mapping[str, Any]]
 
 
-def judgement_of(config: RunConfig, rows: Rows, quality: str, tested: int, steps: int) -> Judgement:
-    """The verdict of a run by its rows: that of cjepa.training.health, or that it diverged or was not measured yet."""
+def gave_up(dumps: Sequence[int], checkpoints: Sequence[int], taken: int, most_skipped: int) -> int | None:
+    """The step at which a run gave up, by the dumps that it left; None where it did not, or got past it later.
+
+    taken: the last step with a row, of which there may be some after the dump: those that changed nothing.
+    """
+    last = max(dumps, default=None)
+    passed = last is not None and (taken > last + most_skipped or max(checkpoints, default=0) > last)
+    return None if passed else last
+
+
+def judgement_of(
+    config: RunConfig, rows: Rows, quality: str, tested: int, steps: int, end: int | None = None
+) -> Judgement:
+    """The verdict of a run by its rows: that of cjepa.training.health, or that it diverged or was not measured yet.
+
+    end: the step at which it gave up, if it did; the rows may not say so, since not every step has one.
+    """
     measured = [_numbers(row) for row in rows if row["split"] == "evaluation"]
     trained = [row for row in rows if row["split"] == "train"]
-    if trained and math.isnan(trained[-1].get("loss", 0.0)):
+    if end is not None or (trained and math.isnan(trained[-1].get("loss", 0.0))):
         return Judgement(
             "diverged",
-            f"the loss was not finite at step {trained[-1]['step']}",
+            f"the loss was not finite at step {trained[-1]['step']}"
+            if end is None
+            else f"the run gave up at step {end}; cjepa replay takes the steps that follow again",
             f"In a new run {remedies(config.training.optimizer, config.training.precision)}.",
         )
     needed = (quality, "effective_rank", "spread", "explained_variance")
     usable = [row for row in measured if all(math.isfinite(row.get(name, math.nan)) for name in needed)]
     if not usable:
         return Judgement("too early", "nothing was measured yet", "")
+    if usable[0]["step"] > 0:
+        return Judgement("unknown", "what was measured before training is not in metrics.jsonl any more", "")
     record = Record(
         untrained=usable[0],
         current=usable[-1],
@@ -54,7 +73,7 @@ def progress_of(taken: int, steps: int | None, live: bool) -> str:
     if taken >= steps:
         return f"All {steps} steps are taken."
     if live:
-        return f"Training: {taken} of {steps} steps are taken."
+        return f"{taken} of {steps} steps were taken when this page was written."
     return f"Not finished: {taken} of {steps} steps are taken; the same cjepa pretrain command continues the run."
 
 

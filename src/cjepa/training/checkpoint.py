@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 _STEP_FOLDER = re.compile(r"step-([0-9]{8,18})")
 _TEMPORARY = ".tmp-"
 _SET_ASIDE = ".old-"
+UNFINISHED = (_TEMPORARY, _SET_ASIDE)
+"""How the names begin of what a killed save leaves behind."""
 _SPACE_MARGIN = 1 << 20  # names, headers, manifest and block rounding
 
 

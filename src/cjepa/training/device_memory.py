@@ -26,7 +26,7 @@ def device_memory(device: torch.device) -> float:
     try:
         machine = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (ValueError, OSError, AttributeError):  # not every system says
-        return 8.0 * (1 << 30)
+        machine = 8.0 * (1 << 30)
     return min(machine, granted_memory()) / local_count()
 
 

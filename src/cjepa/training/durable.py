@@ -33,3 +33,24 @@ def replace(path: Path, content: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def require_locks(folder: Path) -> None:
+    """NotImplementedError where the file system of a folder has no locks; OSError where it cannot be written.
+
+    filelock 4 would make do with a file that names its holder, which one that was killed on another machine leaves for
+    ever.
+    """
+    if os.name == "nt":  # which has locks of its own
+        return
+    import fcntl
+
+    path = folder / f".tmp-lock-{secrets.token_hex(4)}"
+    try:
+        with path.open("xb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise NotImplementedError(f"its file system has no locks ({error})") from error
+    finally:
+        path.unlink(missing_ok=True)

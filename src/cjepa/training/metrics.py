@@ -68,21 +68,31 @@ class MetricsLog:
         """Bring the rows to the disk; the file is not kept open."""
         self.flush()
 
-    def truncate_after(self, step: int) -> None:
-        """Remove the rows after `step` and a cut last line: those steps are about to be taken again."""
-        self._rows.truncate_after(step)
+    def truncate_after(self, step: int, evaluated: int | None = None) -> None:
+        """Remove the rows after `step` and a cut last line: those steps are about to be taken again.
+
+        evaluated: the step of the last evaluation that counts, by default `step`; later ones are made again too.
+        """
+        last = {"evaluation": step if evaluated is None else evaluated}
+        self._rows.keep(lambda row: row["step"] <= last.get(str(row.get("split")), step))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All rows of a metrics.jsonl, in order; a cut last line is left out, null becomes NaN."""
-    rows = read_rows(path)
-    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+    """The rows of a metrics.jsonl, in order; a cut last line and lines of others are left out, null becomes NaN.
+
+    Of rows of the same step and split, as a run that was killed between two saves may have had, the last one counts.
+    """
+    rows = {(row["step"], row["split"]): row for row in read_rows(path) if isinstance(row.get("split"), str)}
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows.values()]
 
 
-def open_writers(config: LoggingConfig, folder: Path, step: int, settings: Mapping[str, Any]) -> list[MetricsWriter]:
+def open_writers(
+    config: LoggingConfig, folder: Path, step: int, settings: Mapping[str, Any], evaluated: int | None = None
+) -> list[MetricsWriter]:
     """The writers of the run in `folder`, which continues after `step` (-1 or 0: from the start).
 
-    settings: the resolved config, shown beside the run in Weights & Biases. InputError names the extra to install.
+    settings: the resolved config, shown beside the run in Weights & Biases. evaluated: the last step whose evaluation
+    counts, by default `step`. InputError names the extra to install.
     """
     writers: list[MetricsWriter] = []
     if config.tensorboard:
@@ -90,7 +100,7 @@ def open_writers(config: LoggingConfig, folder: Path, step: int, settings: Mappi
     if config.wandb is not None:
         writers.append(_Wandb(config.wandb, folder, settings))
     log = MetricsLog(folder / "metrics.jsonl")
-    log.truncate_after(step)
+    log.truncate_after(step, evaluated)
     return [log, *writers]
 
 

@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +38,17 @@ class RowLog:
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row. It is in the file when this returns, so a kill of the process cannot lose it.
 
-        StorageError when it cannot be written; nothing of the row is left then.
+        A line that a kill or a copy had cut is ended first, so that it does not take this row with it. StorageError
+        when it cannot be written; nothing of the row is left then.
         """
         assert isinstance(row["step"], int), row
         line = json.dumps(dict(row), allow_nan=False, ensure_ascii=False) + "\n"
         try:
             # Opened anew each time: the file may have been cut back or replaced.
-            with self.path.open("ab", buffering=0) as file:
+            with self.path.open("a+b", buffering=0) as file:
                 end = file.tell()
                 try:
-                    _write_whole(file, line.encode())
+                    _write_whole(file, (line if _ends_whole(file, end) else "\n" + line).encode())
                 except OSError:
                     file.truncate(end)
                     raise
@@ -65,11 +66,15 @@ class RowLog:
 
     def truncate_after(self, step: int) -> None:
         """Remove the rows after `step` and any line cut by a kill, so that a resumed run repeats none."""
+        self.keep(lambda row: row["step"] <= step)
+
+    def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Remove the other rows and any line cut by a kill."""
         if not self.path.exists():
             return
         try:
             content = self.path.read_bytes()
-            kept = b"".join(line for line, row in _parse(content) if row is not None and row["step"] <= step)
+            kept = b"".join(line for line, row in _parse(content) if row is not None and wanted(row))
             if kept != content:
                 replace(self.path, kept)
         except OSError as error:
@@ -80,6 +85,14 @@ class RowLog:
             f"{self.path} cannot be written: {error.strerror or error}; make room or repair the folder, then run the "
             "same command again"
         )
+
+
+def _ends_whole(file: io.FileIO, end: int) -> bool:
+    """Whether the file has no line that was cut."""
+    if not end:
+        return True
+    file.seek(end - 1)
+    return file.read(1) == b"\n"
 
 
 def _write_whole(file: io.FileIO, content: bytes) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from cjepa.errors import InputError, StorageError
-from cjepa.training.durable import replace, sync_folder, write_new
+from cjepa.training.durable import replace, require_locks, sync_folder, write_new
 
 _LOCK = ".lock"
 _OWNER = ".owner.json"
@@ -93,6 +93,7 @@ class RunFolder:
         second = first.with_name(f"{first.name}-renamed")
         try:
             write_new(first, b"probe")
+            require_locks(self.path)
             first.rename(second)
             sync_folder(self.path)
         finally:

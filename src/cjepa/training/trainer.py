@@ -364,7 +364,7 @@ class Trainer:
                 progress.best_quality,
                 monitor.quality,
                 monitor.count,
-                progress.step / self.total_steps,
+                progress.evaluated / self.total_steps,  # not the step: it may have gone on before a stop
             )
         )
 

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from cjepa.visualization.report.comparison import Sample, compare, difference
-from cjepa.visualization.report.runs import group_by_seed
+from cjepa.visualization.report.material import Evaluation
+from cjepa.visualization.report.runs import group_by_seed, probe_curve, probe_protocol
 from tests.report_material import evaluation, few_rows, run
 
 
@@ -59,7 +60,41 @@ def test_the_table_has_baselines_runs_and_differences() -> None:
     assert rows["linear (linear)"].groups == ("80.0", "90.0")
     assert rows["linear (linear)"].differences == ("+10.0 ± 6.9",)
     assert rows["knn_20_centred (while training)"].groups == ("71.0", "73.0")
-    assert rows["knn_20_centred (while training)"].baselines == ("", "31.0")
+    assert rows["knn_20_centred (while training)"].baselines == ("", "31.0 / 33.0"), "each run's own first evaluation"
+
+
+def test_a_learning_rate_or_a_deviation_beside_an_accuracy_is_no_share_of_images() -> None:
+    one = {"lowshot_1_percent": 50.0, "lowshot_1_percent_std": 2.0}
+    runs = [run(name, evaluations=[evaluation(one)], rows=[]) for name in ("first", "second")]
+    rows = {row.title: row for row in compare(group_by_seed(runs)).rows}
+    assert rows["lowshot_1_percent (linear)"].basis == "test images alone"
+    assert rows["lowshot_1_percent_std (linear)"].differences == ("+0.0",)
+
+
+def test_each_encoder_has_its_own_untrained_start() -> None:
+    """The protocol says nothing of the encoder: a small and a large one have different values to beat."""
+    small = [evaluation({"linear": 50.0}, "untrained", 0), evaluation({"linear": 80.0})]
+    large = [evaluation({"linear": 55.0}, "untrained", 0), evaluation({"linear": 85.0})]
+    runs = [run("small", evaluations=small), run("large", evaluations=large, rows=few_rows(offset=2.0))]
+    rows = {row.title: row for row in compare(group_by_seed(runs)).rows}
+    assert rows["linear (linear)"].baselines == ("50.0 / 55.0",)
+    assert rows["knn_20_centred (while training)"].baselines == ("31.0 / 33.0",)
+    alone = {row.title: row for row in compare(group_by_seed(runs[:1])).rows}
+    assert alone["linear (linear)"].baselines == ("50.0",)
+
+
+def test_the_curve_of_a_probe_is_of_one_protocol() -> None:
+    """Accuracies of four layers and of the last one are no points of one line."""
+    four = {"name": "linear", "protocol": '{"layers": 4}', "test_images": 200}
+    own = [evaluation({"linear": 50.0}, "untrained", 0), evaluation({"linear": 70.0}, step=20)]
+    own += [evaluation({"linear": 80.0}), Evaluation(step=40, encoder="target", values={"linear": 90.0}, **four)]
+    groups = group_by_seed([run(evaluations=own), run("other", evaluations=[own[-1]])])
+    curve = probe_curve(groups[0], probe_protocol(groups[:1]))
+    assert curve is not None
+    assert (curve.steps.tolist(), curve.line.tolist()) == ([0.0, 20.0, 40.0], [50.0, 70.0, 80.0])
+    assert probe_curve(groups[1], probe_protocol(groups[:1])) is None
+    assert probe_protocol(groups) == four["protocol"], "of as many, the later one"
+    assert probe_protocol([]) is None
 
 
 def test_values_of_different_protocols_are_not_compared() -> None:

@@ -226,6 +226,12 @@ def test_a_page_of_a_run_that_goes_on_is_read_again() -> None:
     assert 'http-equiv="refresh"' not in still
 
 
+def test_the_script_asks_for_nothing_that_older_browsers_of_clusters_lack() -> None:
+    """An unknown selector ends the whole script: no axes, no slider, no similarities. :has came to Firefox with 121."""
+    _, text = page(run(snapshots=[], samples=None))
+    assert ":has(" not in text
+
+
 def test_seeds_become_one_curve_with_a_band() -> None:
     seeds = [run(f"seed {seed}", identity="same", seed=seed, rows=few_rows(offset=float(seed))) for seed in range(3)]
     found, _ = page(*seeds, run("another", rows=few_rows()))

@@ -14,6 +14,8 @@ BASELINES = ("raw pixels", "colour statistics", "untrained")
 CONFIDENCE = 0.95
 _NORMAL = 1.96
 _PROBE, _RANK = "linear", "effective_rank"
+_NO_SHARE = ("_std", "_rate")
+"""Ends of names of values beside an accuracy that are no share of the images themselves."""
 
 Key = tuple[str, str, str]
 """An evaluation, its value, and the protocol within which values compare."""
@@ -121,7 +123,7 @@ def _own(run: RunMaterial) -> dict[Key, tuple[float, int]]:
     for each in target:
         if each.step == last:
             for name, value in each.values.items():
-                found[each.name, name, each.protocol] = (value, each.test_images)
+                found[each.name, name, each.protocol] = (value, 0 if name.endswith(_NO_SHARE) else each.test_images)
     measured = [row for row in run.rows if row["split"] == "evaluation"]
     if measured:
         for name in (run.quality, _PROBE, _RANK):
@@ -137,16 +139,19 @@ def _sample(group: Group, key: Key) -> Sample | None:
 
 
 def _baseline(groups: Sequence[Group], key: Key, encoder: str) -> str:
+    """What had to be beaten: the mean over each group's runs, and every group's own where they differ."""
+    found = [[value for run in group.runs for value in _to_beat(run, key, encoder)] for group in groups]
+    return " / ".join(dict.fromkeys(f"{statistics.mean(values):.1f}" for values in found if values))
+
+
+def _to_beat(run: RunMaterial, key: Key, encoder: str) -> list[float]:
+    """The value of a baseline, if the run has it; the last one where it was measured again."""
     name, value, protocol = key
-    for group in groups:
-        for run in group.runs:
-            for each in run.evaluations:
-                if (each.name, each.protocol, each.encoder) == (name, protocol, encoder) and value in each.values:
-                    return f"{each.values[value]:.1f}"
-    if name == "while training" and encoder == "untrained" and not groups[0].runs[0].started:
-        rows = [row for row in groups[0].runs[0].rows if row["split"] == "evaluation" and row["step"] == 0]
-        return f"{rows[0][value]:.1f}" if rows and value in rows[0] else ""
-    return ""
+    if name == "while training" and encoder == "untrained" and not run.started:
+        rows = [row for row in run.rows if row["split"] == "evaluation" and row["step"] == 0]
+        return [row[value] for row in rows[:1] if math.isfinite(row.get(value, math.nan))]
+    same = [each for each in run.evaluations if (each.name, each.protocol, each.encoder) == (name, protocol, encoder)]
+    return [each.values[value] for each in same[-1:] if value in each.values]
 
 
 def _row(groups: Sequence[Group], key: Key, shown: Sequence[str]) -> ComparisonRow:

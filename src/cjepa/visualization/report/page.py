@@ -20,7 +20,12 @@ from cjepa.visualization.report.svg import to_svg
 REFRESH_SECONDS = 30
 """How often a browser reads the page again while the run goes on."""
 MOST_FRAMES = 12
-_MARKS = {"healthy": ("good", "✓"), "too early": ("open", "…"), "partial collapse": ("warn", "!")}
+_MARKS = {
+    "healthy": ("good", "✓"),
+    "too early": ("open", "…"),
+    "unknown": ("open", "?"),
+    "partial collapse": ("warn", "!"),
+}
 _BAD = ("bad", "✗")
 _SHOWN_UNREADABLE = 20
 _WORDS = {

@@ -20,6 +20,7 @@ from cjepa.visualization.report.runs import (
     curve_of,
     loss_terms,
     probe_curve,
+    probe_protocol,
     speed_curve,
 )
 from cjepa.visualization.report.svg import small_figure, to_svg
@@ -94,7 +95,8 @@ _TERMS = {
 def curve_sections(groups: Sequence[Group]) -> list[tuple[str, list[Plot]]]:
     """All curves that any run has, by heading; without those that no run has."""
     accuracy = [_lines(groups, value) for value in ACCURACY]
-    probe = [(group, curve) for group in groups if (curve := probe_curve(group)) is not None]
+    protocol = probe_protocol(groups)
+    probe = [(group, curve) for group in groups if (curve := probe_curve(group, protocol)) is not None]
     speed = [(group, curve) for group in groups if (curve := speed_curve(group)) is not None]
     probed = Value(
         "evaluation", "evaluated", "Linear evaluation (%)", "by cjepa evaluate linear; dashed: untrained", True

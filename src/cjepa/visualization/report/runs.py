@@ -1,5 +1,6 @@
 """Curves of several runs on the same axes: runs that differ by their seed alone become one line with a band."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -7,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from cjepa.visualization.report.material import RunMaterial
+from cjepa.visualization.report.material import Evaluation, RunMaterial
 from cjepa.visualization.series import MOST_POINTS, Curve, FloatArray, condense, read_curve
 
 Split = Literal["train", "evaluation"]
@@ -72,18 +73,29 @@ def mean_of(curves: Sequence[Curve]) -> Curve:
     return Curve(steps, mean, untrained, lost, band=(low, high))
 
 
-def probe_curve(group: Group) -> Curve | None:
-    """Linear accuracy against the step, from evaluations of the target encoder and of the untrained one."""
+def probe_protocol(groups: Sequence[Group]) -> str | None:
+    """The protocol of most linear evaluations of target encoders, of several the last; accuracies of others differ."""
+    every = [each for group in groups for run in group.runs for each in run.evaluations]
+    count = Counter(each.protocol for each in every if _is_probe(each) and each.encoder == "target")
+    return max(reversed(list(count)), key=count.__getitem__, default=None)
+
+
+def probe_curve(group: Group, protocol: str | None) -> Curve | None:
+    """Linear accuracy by one protocol against the step, of the target encoder and of the untrained one."""
     points: dict[int, list[float]] = {}
     for run in group.runs:
         for each in run.evaluations:
-            if each.name == "linear" and "linear" in each.values and each.encoder in ("target", "untrained"):
+            if _is_probe(each) and each.protocol == protocol and each.encoder in ("target", "untrained"):
                 points.setdefault(each.step, []).append(each.values["linear"])
     if not points:
         return None
     steps = sorted(points)
     line = np.array([np.mean(points[step]) for step in steps])
     return Curve(np.array(steps, dtype=np.float64), line, float(line[0]) if steps[0] == 0 else None, lost=False)
+
+
+def _is_probe(evaluation: Evaluation) -> bool:
+    return evaluation.name == "linear" and "linear" in evaluation.values
 
 
 def speed_curve(group: Group) -> Curve | None:

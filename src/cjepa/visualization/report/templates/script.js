@@ -18,7 +18,9 @@
   const showAxis = (axis) => {
     all("#axes button").forEach((button) => button.setAttribute("aria-pressed", String(button.value === axis)));
     all("[data-axis]").forEach((plot) => { plot.hidden = plot.dataset.axis !== axis; });
-    all("figure:has([data-axis])").forEach((figure) => { figure.hidden = !figure.querySelector(`[data-axis="${axis}"]`); });
+    all(".panels figure").filter((figure) => figure.querySelector("[data-axis]")).forEach((figure) => {  // no :has, which is young
+      figure.hidden = !figure.querySelector(`[data-axis="${axis}"]`);
+    });
     store("axis", axis);
   };
   const axes = all("#axes button");
