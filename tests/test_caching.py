@@ -1,7 +1,5 @@
 """Decoded images lie in a file once; what is read from there are the same pixels, or the source is asked."""
 
-import errno
-import fcntl
 import logging
 import os
 import pickle
@@ -154,15 +152,11 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
     assert "cannot be used" in caplog.text
 
 
+@pytest.mark.usefixtures("without_locks")
 def test_a_folder_without_locks_is_not_used(
-    source: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    source: ImageSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What filelock does instead makes the next run wait for one that was killed on another machine, for ever."""
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
     with caplog.at_level(logging.WARNING):
         assert cached(source, tmp_path / "cache", LARGE) is source
     assert "its file system has no locks" in caplog.text

@@ -181,7 +181,7 @@ class TestBadImages:
     def test_one_image(self, tiny: Path, tmp_path: Path) -> None:
         write_images(tmp_path / "one", ("",), 1)
         result = cjepa("pretrain", tiny, f"data={tmp_path / 'one'}", "--out", tmp_path / "run")
-        refused(result, "holds only one image", "training needs at least 2")
+        refused(result, "only one image is there to train on (0000.png)", "training needs at least 2")
 
     def test_a_run_folder_among_the_images(self, tiny: Path, tmp_path: Path) -> None:
         """Its pictures would be images from then on: another fingerprint, and a class `runs` to evaluate on."""

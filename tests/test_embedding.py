@@ -130,6 +130,13 @@ def test_half_precision(weights: Path, images: Path, expected: torch.Tensor, tmp
     assert 0 < difference < 0.1
 
 
+def test_one_image_is_enough(weights: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "one", ("",), 1)
+    result = cjepa("embed", weights, tmp_path / "one", "--out", tmp_path / "e.npy")
+    assert result.exit_code == 0, result.output
+    assert np.load(tmp_path / "e.npy").shape == (1, 48)
+
+
 def test_splits_are_embedded_one_after_the_other(weights: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "data" / "train", count=4)
     write_images(tmp_path / "data" / "test", count=3, seed=1)
@@ -433,6 +440,12 @@ def test_another_process_is_not_disturbed(weights: Path, images: Path, tmp_path:
     part = tmp_path / ".e.npy.part"
     part.mkdir()
     with FileLock(part / ".lock"), pytest.raises(InputError, match="another process writes into"):
+        embed_images(weights, images, tmp_path / "e.npy", device="cpu")
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_a_folder_without_locks_is_refused(weights: Path, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"its file system has no locks .*; name a file elsewhere with --out"):
         embed_images(weights, images, tmp_path / "e.npy", device="cpu")
 
 

@@ -273,3 +273,11 @@ def test_the_conclusion_follows_the_numbers() -> None:
 def test_the_conclusion_calls_noise_noise() -> None:
     ijepa, cjepa = row("I-JEPA", 47, 48, 55, 6), row("C-JEPA", 48, 49, 54, 7)
     assert "it is +1.0 and -1.0 points (no more than noise, 3.2)" in conclude([*BEATEN, ijepa, cjepa], 2000)
+
+
+def test_a_warm_up_that_goes_down_is_told(config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    low = config.model_dump(mode="json")
+    low["training"]["optimizer"]["learning_rate"] |= {"start": 1e-4, "peak": 5e-5, "warmup_epochs": 0.3}
+    with caplog.at_level("WARNING", "cjepa"):
+        pretrain(RunConfig.model_validate(low), tmp_path / "low")
+    assert "the warm-up goes down: training.optimizer.learning_rate.start=0.0001 is above its peak=5e-05" in caplog.text

@@ -360,6 +360,12 @@ def test_a_folder_of_something_else_is_left_alone(images: Path, tmp_path: Path) 
         shard_images(data(images), tmp_path, Packing())
 
 
+@pytest.mark.usefixtures("without_locks")
+def test_a_folder_without_locks_is_refused(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"its file system has no locks .*; choose a folder elsewhere"):
+        shard_images(data(images), tmp_path / "out", Packing())
+
+
 def test_a_folder_in_use_and_one_that_cannot_be(images: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out" / ".lock"), pytest.raises(InputError, match="in use by another cjepa shard"):

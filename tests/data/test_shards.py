@@ -473,13 +473,6 @@ def test_a_shard_may_hold_no_image(tmp_path: Path) -> None:
     assert [source.encoded(number) == picture(number) for number in range(3)] == [True] * 3
 
 
-def test_one_image_is_too_few(tmp_path: Path) -> None:
-    write_tar(tmp_path / "0.tar", {"a.png": picture(0)})
-    index_shards(tmp_path, tmp_path)
-    with pytest.raises(InputError, match="holds 1 images; at least 2 are needed"):
-        opened(tmp_path)
-
-
 def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a folder; give the folder that holds the tar shards"):
         opened(tmp_path / "none")

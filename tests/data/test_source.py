@@ -1,10 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from cjepa.data import DataConfig, DemoConfig, FolderConfig, open_source
+from cjepa.data import DataConfig, DemoConfig, FolderConfig, ListConfig, ShardsConfig, SourceConfig, open_source
 from cjepa.data.arrays import ArraySource
 from cjepa.data.source import ImageSource, Subset, holdout
 from cjepa.errors import InputError
+from cjepa.runs.shard_writing import Packing
+from cjepa.runs.sharding import shard_images
 
 
 def source_of(labels: list[int]) -> ArraySource:
@@ -69,3 +74,20 @@ def test_open_source_opens_every_kind(colours) -> None:
     assert len(folder.train) == 24
     demo = open_source(DataConfig(source=DemoConfig(train_crops=2, test_crops=1)), 0)
     assert len(demo.train) == 36
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "shards"])
+def test_one_image_is_too_few_to_train_on(tmp_path: Path, kind: str) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (8, 8)).save(images / "only.png")
+    source: SourceConfig = FolderConfig(path=images)
+    if kind == "list":
+        (tmp_path / "list.txt").write_text("only.png\n")
+        source = ListConfig(path=tmp_path / "list.txt", root=images)
+    if kind == "shards":
+        shard_images(DataConfig(source=source), tmp_path / "shards", Packing())
+        source = ShardsConfig(path=tmp_path / "shards")
+    with pytest.raises(InputError, match=r"only one image .* \(only\.png\); training needs at least 2"):
+        open_source(DataConfig(source=source), 0)
+    assert len(open_source(DataConfig(source=source), 0, at_least=1).train) == 1

@@ -60,15 +60,21 @@ __all__ = [
 ]
 
 
-def open_source(config: DataConfig, seed: int) -> Splits:
-    """The images that a config names; raises InputError when they are missing or cannot be used."""
+def open_source(config: DataConfig, seed: int, at_least: int = 2) -> Splits:
+    """The images that a config names; InputError when they are missing, cannot be used, or are too few to train on."""
     try:
-        return _opened(config, seed)
+        splits = _opened(config, seed)
     except OSError as error:  # not to be entered, too long a name, gone while it was listed, a server that is away
         raise InputError(
             f"data: {printable(str(error.filename or 'the images'))} cannot be read: {error.strerror or error}; "
             "check the path, its permissions and the disk"
         ) from error
+    if len(splits.train) < at_least:
+        raise InputError(
+            f"data: only one image is there to train on ({splits.train.names[0]}); training needs at least {at_least}, "
+            "evaluation many more"
+        )
+    return splits
 
 
 def _opened(config: DataConfig, seed: int) -> Splits:

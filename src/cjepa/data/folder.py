@@ -49,7 +49,7 @@ def open_folder(config: FolderConfig, max_pixels: int) -> Splits:
     validation; everything else in the folder is ignored, and the notes say so). Otherwise all images are training
     images. The first folder level below a split's root names the class; images directly in the root have none, and
     one class alone counts as none. Hidden files and folders are skipped, links followed, each folder read once.
-    Raises InputError for a missing, unreadable or empty folder and for fewer than 2 training images.
+    Raises InputError for a missing, unreadable or empty folder.
     """
     root = config.path.expanduser()
     _refuse_unless_folder(root)
@@ -57,7 +57,7 @@ def open_folder(config: FolderConfig, max_pixels: int) -> Splits:
     if subfolders is None:
         found = _found_images(root)
         return Splits(found.source(root, ordered_classes(found.classes), max_pixels), None, found.notes(root))
-    train, test = _found_images(root / subfolders.train), _found_images(root / subfolders.test, at_least=1)
+    train, test = _found_images(root / subfolders.train), _found_images(root / subfolders.test)
     classes = ordered_classes([*train.classes, *test.classes])
     return Splits(
         train.source(root / subfolders.train, classes, max_pixels),
@@ -146,7 +146,7 @@ class _Found:
         return FileSource(root, self.files, self._labels.labels(classes), classes, max_pixels)
 
 
-def _found_images(root: Path, at_least: int = 2) -> _Found:
+def _found_images(root: Path) -> _Found:
     """Image files below root, sorted by name whatever order the file system lists them in."""
     found = _Found()
     for path in _files(root):
@@ -162,11 +162,6 @@ def _found_images(root: Path, at_least: int = 2) -> _Found:
         raise InputError(
             f"data: {root} holds no images{_what_else(found.others)}; give a folder of {', '.join(EXTENSIONS)} files"
             + "".join(hint for extension, hint in _HINTS.items() if extension in found.others)
-        )
-    if len(found.files) < at_least:
-        only = printable(found.files.names().raw(0))
-        raise InputError(
-            f"data: {root} holds only one image ({only}); training needs at least {at_least}, evaluation many more"
         )
     return found
 

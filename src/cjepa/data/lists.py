@@ -42,10 +42,10 @@ def open_list(config: ListConfig, max_pixels: int) -> Splits:
     InputError names the first that is missing. Also raised for a list that is missing, empty, or not such a list.
     """
     root = (config.root or config.path.parent).expanduser().absolute()
-    train = _Listed(config.path.expanduser(), root, at_least=2)
+    train = _Listed(config.path.expanduser(), root)
     if config.test is None:
         return Splits(train.source(ordered_classes(train.classes), max_pixels), None)
-    test = _Listed(config.test.expanduser(), root, at_least=1)
+    test = _Listed(config.test.expanduser(), root)
     classes = ordered_classes([*train.classes, *test.classes])
     return Splits(train.source(classes, max_pixels), test.source(classes, max_pixels))
 
@@ -53,7 +53,7 @@ def open_list(config: ListConfig, max_pixels: int) -> Splits:
 class _Listed:
     """What one list names."""
 
-    def __init__(self, path: Path, root: Path, at_least: int) -> None:
+    def __init__(self, path: Path, root: Path) -> None:
         self.root = root
         self.files = FileList()
         self._labels = LabelColumn()
@@ -76,8 +76,8 @@ class _Listed:
                 f"data: {len(missing)} of the files that {path} lists are not there in {root}, the first is "
                 f"{missing[0]}; correct the list, or name the folder it belongs to with data.source.root"
             )
-        if len(self.files) < at_least:
-            raise InputError(f"data: {path} lists {len(self.files)} images; at least {at_least} are needed")
+        if not len(self.files):
+            raise InputError(f"data: {path} lists no images; write one path a line")
 
     @property
     def classes(self) -> list[str]:

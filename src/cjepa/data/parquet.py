@@ -77,9 +77,9 @@ def open_parquet(config: ParquetConfig, max_pixels: int, folder: Path | None = N
     train, test = _split_files(root)
     folder = folder or (root.parent if root.is_file() else root)
     sources = [ParquetSource(folder, files, config, max_pixels) for files in (train, test) if files]
-    for source, least in zip(sources, (2, 1), strict=False):
-        if len(source) < least:
-            raise InputError(f"data: {root} holds {len(source)} images; at least {least} are needed")
+    for source in sources:
+        if not len(source):
+            raise InputError(f"data: {root} holds no images, only files without rows; name others")
     if len({source.classes for source in sources}) > 1 or len(sources[0].classes) == 1:
         classes = ordered_classes([name for source in sources for name in source.classes])
         for source in sources:

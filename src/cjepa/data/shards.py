@@ -59,10 +59,10 @@ def open_shards(config: ShardsConfig, max_pixels: int) -> Splits:
         raise InputError(f"data: {root} is not a folder; give the folder that holds the tar shards")
     splits = split_folders(root) if not has_index(index) else None
     if splits is None:
-        source = _opened(root, index, max_pixels, at_least=2)
+        source = _opened(root, index, max_pixels)
         return Splits(source.relabelled(ordered_classes(source.classes)), None)
-    train = _opened(root / splits.train, index / splits.train, max_pixels, at_least=2)
-    test = _opened(root / splits.test, index / splits.test, max_pixels, at_least=1)
+    train = _opened(root / splits.train, index / splits.train, max_pixels)
+    test = _opened(root / splits.test, index / splits.test, max_pixels)
     classes = ordered_classes([*train.classes, *test.classes])
     return Splits(train.relabelled(classes), test.relabelled(classes), splits.notes(root))
 
@@ -115,15 +115,15 @@ class ShardSource:
         return decode(self.encoded(index), self.max_pixels)
 
 
-def _opened(shards: Path, index: Path, max_pixels: int, at_least: int) -> ShardSource:
+def _opened(shards: Path, index: Path, max_pixels: int) -> ShardSource:
     if not has_index(index):
         where = "" if index == shards else f" {index}"
         raise InputError(
             f"data: {index} has no index of shards ({INDEX}); make one with: cjepa shard --index-only {shards}{where}"
         )
     source = ShardSource(shards, index, max_pixels)
-    if len(source) < at_least:
-        raise InputError(f"data: {shards} holds {len(source)} images; at least {at_least} are needed")
+    if not len(source):
+        raise InputError(f"data: the shards in {shards} hold no images; name others")
     return source
 
 

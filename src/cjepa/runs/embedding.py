@@ -25,7 +25,7 @@ from cjepa.embedding.store import JOB, rows_kept
 from cjepa.errors import DivergedError, InputError, StoppedEarly, StorageError, enough_memory
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.runs.sharding import data_of
-from cjepa.training.durable import replace
+from cjepa.training.durable import replace, require_locks
 from cjepa.training.interruption import Interruption
 from cjepa.training.progress import Progress
 from cjepa.types import Precision
@@ -116,7 +116,7 @@ def _source(images: Path) -> ImageSource:
     """All images of a folder, list or shards: those of a training and a test split one after the other."""
     # A folder called demo or shards is that folder here, not the source of that name.
     place = images.absolute() if os.path.lexists(images) else images
-    splits = open_source(data_of(str(place), ()), 0)
+    splits = open_source(data_of(str(place), ()), 0, at_least=1)
     for note in splits.notes:
         _log.info("%s", note)
     return splits.train if splits.test is None else Joined({"train": splits.train, "test": splits.test})
@@ -148,10 +148,13 @@ def _locked(part: Path) -> Iterator[None]:
     """The part folder, for one process at a time. A disk that fails inside is no bad input: StorageError."""
     try:
         part.mkdir(parents=True, exist_ok=True)
+        require_locks(part)
         lock = FileLock(part / LOCK)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise InputError(f"another process writes into {part}; wait for it, or name another file with --out") from error
+    except NotImplementedError as error:
+        raise InputError(f"{part.parent}: {error}; name a file elsewhere with --out") from error
     except OSError as error:
         raise InputError(f"{part.parent} cannot be written: {error}; choose a folder that you may write to") from error
     try:

@@ -134,6 +134,13 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
 
 def _start(run: RunFolder, config: RunConfig, trainer: Trainer) -> None:
     """Put the weights that `model.start` names into the untrained model, and their hash into the run folder."""
+    rate = config.training.optimizer.learning_rate
+    if rate.start > rate.peak and trainer.warmup_steps:
+        _log.warning(
+            "the warm-up goes down: training.optimizer.learning_rate.start=%g is above its peak=%g; lower it too",
+            rate.start,
+            rate.peak,
+        )
     weights = start_weights(config)
     if weights is None:
         return

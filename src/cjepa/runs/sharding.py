@@ -24,7 +24,7 @@ from cjepa.errors import InputError, StoppedEarly
 from cjepa.runs.index_writing import IndexWriter
 from cjepa.runs.shard_parts import Parts
 from cjepa.runs.shard_writing import TEMPORARY, Packing, Sample, encoded, in_order, prepared, write_shard
-from cjepa.training.durable import replace
+from cjepa.training.durable import replace, require_locks
 from cjepa.training.progress import Progress
 from cjepa.types import Part
 
@@ -68,7 +68,7 @@ def shard_images(data: DataConfig, out: Path, packing: Packing, workers: int = 1
     number are those of the source. Finished shards stay when this is interrupted; the same call goes on behind them.
     Raises InputError for other settings than those that `out` was begun with, StoppedEarly if it cannot be written.
     """
-    splits = open_source(data, 0)
+    splits = open_source(data, 0, at_least=1)
     for text in splits.notes:
         _log.info("%s", text)
     if splits.test is None:
@@ -163,10 +163,13 @@ def _held(out: Path) -> Iterator[None]:
     """The folder, for one process at a time; what a killed one left half written is removed."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        require_locks(out)
         lock = FileLock(out / ".lock")
         lock.acquire(timeout=1)
     except Timeout as error:
         raise InputError(f"{out} is in use by another cjepa shard; wait for it, or choose another folder") from error
+    except NotImplementedError as error:
+        raise InputError(f"{out}: {error}; choose a folder elsewhere") from error
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error}; choose a folder that you may write to") from error
     try:

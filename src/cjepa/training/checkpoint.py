@@ -179,7 +179,9 @@ class CheckpointStore:
         need += len(encoded) + _SPACE_MARGIN
         temporary = self.folder / f"{_TEMPORARY}{_folder_name(step)}-{secrets.token_hex(4)}"
         try:
-            self.folder.mkdir(exist_ok=True)  # no parents: a run folder that vanished must not come back empty
+            if not self.folder.is_dir():
+                self.folder.mkdir()  # no parents: a run folder that vanished must not come back empty
+                sync_folder(self.folder.parent)
             self._clear()
             if shutil.disk_usage(self.folder).free < need:
                 raise self._failure(step, "not enough space", need)
