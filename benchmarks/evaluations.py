@@ -2,7 +2,7 @@
 
     python -m benchmarks.evaluations demo RUN                     photographs of the demo, crops of 32 px
     python -m benchmarks.evaluations cifar10 RUN                  a run of the preset cifar10-small
-    python -m benchmarks.evaluations clothing RUN                 a run of the preset small-96
+    python -m benchmarks.evaluations clothing RUN                 a run of the preset small-96, or of the study
     python -m benchmarks.evaluations camvid RUN --data CAMVID     street photographs with masks
 
 evaluates a run that `cjepa pretrain` left, keeps every line in its evaluations.jsonl, and adds the rows to
@@ -10,9 +10,8 @@ benchmarks/results/evaluations.json; rows of other checkpoints and evaluations s
 a CPU, and the keys are in the file. `--report` prints the table from that file.
 
 Heads of segmentation are trained from each of `--seeds`, one row a seed, and the table has their mean and deviation.
-CamVid's images and masks
-are halved first (240 x 180), so that reading them does not take most of the time. The video is the first sequence of
-its test images, one frame a second, its five largest classes followed as objects.
+CamVid's images and masks are halved first (240 x 180), so that reading them does not take most of the time. The video
+is the first sequence of its test images, one frame a second, its five largest classes followed as objects.
 """
 
 import argparse
@@ -86,14 +85,16 @@ def cifar10_suite() -> list[Evaluation]:
     ]
 
 
-def clothing_suite() -> list[Evaluation]:
+def clothing_suite(depth: int) -> list[Evaluation]:
     return [
         KnnConfig(k=(20,)),
         RetrievalConfig(),
         LowshotConfig(shares=(0.1,), per_class=(5,)),
         LinearConfig(),
-        LinearConfig(pooling=PoolingConfig(layers=4)),
-        AttentiveConfig(epochs=2, warmup_epochs=0.2, batch_size=128),
+        LinearConfig(pooling=PoolingConfig(layers=min(4, depth))),
+        LinearSgdConfig(epochs=10, warmup_epochs=1, batch_size=128, rates=(0.3, 1.0), optimizer="sgd"),
+        AttentiveConfig(epochs=10, warmup_epochs=1, batch_size=128),
+        FinetuneConfig(epochs=5, warmup_epochs=0.5, batch_size=64, base_rate=2e-3, layer_decay=0.75, randaugment=0),
     ]
 
 
@@ -270,6 +271,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", choices=("demo", "cifar10", "clothing", "camvid"))
     parser.add_argument("run", nargs="?", type=Path)
+    parser.add_argument("--label", help="of the run in the table, by default CHECKPOINT")
     parser.add_argument("--data", type=Path, help="CamVid's folder, with images and masks")
     parser.add_argument("--scratch", type=Path, default=Path("scratch/evaluations"))
     parser.add_argument("--only", nargs="+", help="names of evaluations, where not all are wanted")
@@ -285,12 +287,12 @@ def main() -> None:
         case "cifar10":
             suite = cifar10_suite()
         case "clothing":
-            suite = clothing_suite()
+            suite = clothing_suite(read_config(arguments.run).model.encoder.depth)
         case "camvid" if arguments.data is not None:
             suite = camvid_suite(arguments.data, arguments.scratch)
         case _:
             parser.error("name a checkpoint and its run; camvid needs --data")
-    measure(arguments.checkpoint, arguments.run, chosen(suite, arguments.only), arguments.seeds)
+    measure(arguments.label or arguments.checkpoint, arguments.run, chosen(suite, arguments.only), arguments.seeds)
 
 
 if __name__ == "__main__":
