@@ -378,7 +378,7 @@ def test_a_folder_in_use_and_one_that_cannot_be(images: Path, tmp_path: Path) ->
 def test_an_image_that_cannot_be_read_stops(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, out = data(images), tmp_path / "out"
     listed = open_source(config, 0)
-    monkeypatch.setattr("cjepa.runs.sharding.open_source", lambda config, seed: listed)
+    monkeypatch.setattr("cjepa.runs.sharding.open_source", lambda *_, **__: listed)
     (images / "b" / "07.png").unlink()
     with pytest.raises(InputError, match=r"b/07\.png cannot be read .*No such file.*then run the same command"):
         shard_images(config, out, Packing(images_per_shard=5))
