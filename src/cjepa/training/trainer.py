@@ -30,14 +30,12 @@ from cjepa.training.recheck import fixed_order, prepare_fixed_order, recheck
 from cjepa.training.records import Records
 from cjepa.training.schedules import learning_rate, linear
 from cjepa.training.state import Progressed, Reason, Taken
+from cjepa.training.unreadable import record_unreadable
 from cjepa.training.watchdog import Watchdog
 from cjepa.training.whole_state import restore_weights, restore_whole_moments, whole_moments, whole_weights
 from cjepa.types import Batch, Loss
 
 _log = logging.getLogger(__name__)
-
-FEW_IMAGES = 100
-"""The share of unreadable images is judged once this many were seen."""
 
 _SMALLER_EVALUATION = "lower monitor.batch_size, with --allow-change monitor.batch_size, and the run continues"
 
@@ -279,26 +277,10 @@ class Trainer:
 
     def _record(self, taken: Taken, batch: Batch, records: Records) -> None:
         step = self.progress.step
-        self._record_unreadable(batch, records)
+        seen = min(step * self.config.batch_size, self.images)
+        record_unreadable(batch, self.progress, records, seen, self.images, self.max_unreadable_share)
         if step % self.config.log_every == 0 or step == self.total_steps:
             records.row(step, "train", self._row(taken))
-
-    def _record_unreadable(self, batch: Batch, records: Records) -> None:
-        """List newly met unreadable images; stop when there are too many."""
-        known = set(self.progress.unreadable if batch.unreadable else ())
-        for image in batch.unreadable:
-            if image.index not in known:
-                known.add(image.index)
-                self.progress.unreadable.append(image.index)
-                records.bad_image(self.progress.step, image)
-        seen = min(self.progress.step * self.config.batch_size, self.images)
-        bad = len(self.progress.unreadable)
-        if batch.unreadable and seen >= min(FEW_IMAGES, self.images) and bad > self.max_unreadable_share * seen:
-            raise InputError(
-                f"data: {bad} of the first {seen} images could not be read, more than "
-                f"data.max_unreadable_share={self.max_unreadable_share}; they are listed in unreadable.jsonl: repair "
-                "or remove them, or raise the share"
-            )
 
     def _row(self, taken: Taken) -> dict[str, float]:
         step = self.progress.step - 1

@@ -1,0 +1,32 @@
+"""Images that could not be read: each is listed once, and too many of them end a run."""
+
+from cjepa.errors import InputError
+from cjepa.training.records import Records
+from cjepa.training.state import Progressed
+from cjepa.types import Batch
+
+FEW_IMAGES = 100
+"""The share of unreadable images is judged once this many were seen."""
+
+
+def record_unreadable(
+    batch: Batch, progress: Progressed, records: Records, seen: int, images: int, most: float
+) -> None:
+    """List newly met unreadable images; InputError when they are more than the share `most` of those seen.
+
+    seen: how many of the run's `images` the steps so far have taken.
+    """
+    if not batch.unreadable:
+        return
+    known = set(progress.unreadable)
+    for image in batch.unreadable:
+        if image.index not in known:
+            known.add(image.index)
+            progress.unreadable.append(image.index)
+            records.bad_image(progress.step, image)
+    bad = len(progress.unreadable)
+    if seen >= min(FEW_IMAGES, images) and bad > most * seen:
+        raise InputError(
+            f"data: {bad} of the first {seen} images could not be read, more than data.max_unreadable_share={most}; "
+            "they are listed in unreadable.jsonl: repair or remove them, or raise the share"
+        )
