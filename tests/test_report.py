@@ -415,10 +415,11 @@ def test_values_of_an_earlier_checkpoint_are_called_so(copy: Path) -> None:
 
 
 def test_only_shares_of_images_have_the_uncertainty_of_images(copy: Path) -> None:
-    for name in ("knn", "segmentation", "detection", "video"):
-        row = {"name": name, "encoder": "target", "protocol": {"test_images": 9}, "values": {"value": 5.0}}
+    protocol = {"test_images": 9, "image_size": [16, 16]}
+    for name, own in (("knn", protocol | {"evaluation_crop": 0.9}), ("segmentation", protocol)):
+        row = {"name": name, "encoder": "target", "protocol": own, "values": {"value": 5.0}}
         RowLog(copy / "evaluations.jsonl").append({"step": 12, **row})
-    assert [each.test_images for each in read_run(copy, "run").evaluations] == [9, 0, 0, 0]
+    assert [each.test_images for each in read_run(copy, "run").evaluations] == [9, 0]
 
 
 def test_a_run_that_goes_on_with_other_images_has_their_pictures(

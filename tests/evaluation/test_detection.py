@@ -25,6 +25,7 @@ from cjepa.evaluation.detection import (
     parts,
     to_image,
 )
+from cjepa.evaluation.labelled import counts_images
 from cjepa.evaluation.work import Work
 from cjepa.runs.keeping import RunKeeper
 from tests.evaluation.labelled_colours import small_encoder
@@ -200,6 +201,7 @@ def test_it_trains_scores_and_continues_to_the_bit(shapes: Path, tmp_path: Path)
     config = DetectionConfig(data=shapes, epochs=2, batch_size=4, channels=8, rate=1e-3, size=32)
     task = open_detection(config, DATA)
     protocol = task.protocol()
+    assert not counts_images(protocol), "it counts objects"
     assert (protocol["train_images"], protocol["test_images"], protocol["classes"]) == (6, 3, 2)
     encoder = small_encoder(patch_size=8, size=32)
     expected = task.measure(encoder, Work())

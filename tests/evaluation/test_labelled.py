@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from cjepa.data import DataConfig, open_source
 from cjepa.data.parquet import ParquetConfig
-from cjepa.evaluation.labelled import LabelledImages
+from cjepa.evaluation.labelled import LabelledImages, counts_images
 from tests.data.packing import picture
 
 
@@ -39,3 +39,4 @@ def test_labels_of_another_column_are_another_protocol(table: Path) -> None:
     assert not np.array_equal(colour.train.labels, shape.train.labels)
     assert colour.protocol() == labelled(table, "colour").protocol()
     assert colour.protocol() != shape.protocol()
+    assert counts_images(colour.protocol())

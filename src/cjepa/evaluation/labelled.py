@@ -1,7 +1,7 @@
 """Labelled images, and the features of them that encoders and baselines give."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,6 +23,17 @@ from cjepa.ranks import on_first, rank
 
 BASELINES = {"raw pixels": raw_pixels, "colour statistics": colour_statistics}
 """Features that nobody had to learn, by the name under which their results are kept."""
+
+
+_CROP = "evaluation_crop"
+
+
+def counts_images(protocol: Mapping[str, Any]) -> bool:
+    """Whether accuracies by a protocol are shares of its test images: of LabelledImages, where each is one trial.
+
+    Of pixels, objects or frames the number of images tells no uncertainty.
+    """
+    return _CROP in protocol
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class LabelledImages:
             "test_images": len(self.test),
             "classes": len(self.train.classes),
             "image_size": list(self.data.size),
-            "evaluation_crop": self.data.evaluation_crop,
+            _CROP: self.data.evaluation_crop,
             "images": digest.hexdigest()[:16],
         }
 

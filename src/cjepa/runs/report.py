@@ -16,6 +16,7 @@ from cjepa.build import CHECKPOINTS, read_config
 from cjepa.config import RunConfig, dump_yaml
 from cjepa.data import DemoConfig
 from cjepa.errors import CjepaError, InputError
+from cjepa.evaluation.labelled import counts_images
 from cjepa.objectives import term_weights
 from cjepa.runs.evaluating import EVALUATIONS
 from cjepa.runs.pictures import METRICS, some_masks
@@ -35,8 +36,6 @@ _LIVE = re.compile(r'<meta http-equiv="refresh"[^>]*>|<span class="live">[^<]*</
 _MACHINE = {"data": ("workers",), "training": ("device", "threads")}
 _PLACES = ("path", "test", "root", "index")
 """Keys that name the machine and not the run."""
-_SHARES = ("knn", "linear", "linear-sgd", "attentive", "lowshot", "retrieval", "finetune", "counting", "distance")
-"""Evaluations whose values are shares of their test images; other values have no uncertainty that these could tell."""
 
 
 def write_report(runs: Mapping[str, Path], out: Path | None = None, *, live: bool = False) -> Path:
@@ -187,7 +186,7 @@ def _evaluations(path: Path) -> list[Evaluation]:
             continue  # a line of another tool
         protocol = row["protocol"]
         values = {name: float(value) for name, value in row["values"].items() if isinstance(value, int | float)}
-        images = int(protocol.get("test_images", 0)) if row["name"] in _SHARES else 0
+        images = int(protocol.get("test_images", 0)) if counts_images(protocol) else 0
         text = json.dumps(protocol, sort_keys=True)
         # A later line of the same step is of weights that took the place of the earlier one's.
         evaluation = Evaluation(row["step"], row["name"], row["encoder"], text, images, values)
