@@ -13,7 +13,7 @@ from pathlib import Path
 from scipy.stats import ttest_rel
 
 from benchmarks import study_figures
-from benchmarks.study_plan import BASE, PARTS, UNTRAINED, StudyPart
+from benchmarks.study_plan import PARTS, UNTRAINED, StudyPart
 from benchmarks.study_results import RESULTS, Result, load
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results.md"
@@ -62,7 +62,7 @@ def blocks(results: Mapping[str, Result]) -> dict[str, str]:
     for name in ("convergence-tiles", "convergence-cifar10", "convergence-clothing"):
         found[name] = convergence(parts[name], results)
     found["collapse"] = collapse(parts["collapse"], results)
-    found["sensitivity"] = sensitivity(parts["sensitivity"], results)
+    found |= {name: choices(parts[name], results) for name in ("sensitivity", "predictors")}
     return found
 
 
@@ -175,10 +175,10 @@ def _phase(result: Result | None) -> str:
     return text + (f", {', '.join(notes)}" if notes else "")
 
 
-def sensitivity(part: StudyPart, results: Mapping[str, Result]) -> str:
-    """One choice changed at a time, against the base recipe."""
+def choices(part: StudyPart, results: Mapping[str, Result]) -> str:
+    """One choice changed at a time, against the part's reference."""
     own = of_part(results, part)
-    base = [result for result in own if result["condition"] == BASE]
+    base = [result for result in own if result["condition"] == part.reference]
     if not base:
         return f"None of the {len(part.conditions) * part.seeds} planned runs was made yet."
     rows = []
@@ -187,10 +187,12 @@ def sensitivity(part: StudyPart, results: Mapping[str, Result]) -> str:
         if not runs:
             continue
         cells = [spread(ends(runs, measure)) for measure in (CENTRED, LINEAR, RANK)]
-        against = [paired(ends(runs, m), ends(base, m)) if condition.name != BASE else "" for m in (CENTRED, LINEAR)]
+        against = ["", ""]
+        if condition.name != part.reference:
+            against = [paired(ends(runs, measure), ends(base, measure)) for measure in (CENTRED, LINEAR)]
         rows.append([condition.group, condition.name, str(len(runs)), *cells, *against])
     header = ["question", "choice", "n", "20-NN, centred", "linear", "effective rank"]
-    return table([*header, "20-NN, centred, minus base", "linear, minus base"], rows)
+    return table([*header, "20-NN, centred, minus the first", "linear, minus the first"], rows)
 
 
 def of_part(results: Mapping[str, Result], part: StudyPart) -> list[Result]:

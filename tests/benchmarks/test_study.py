@@ -10,7 +10,7 @@ import pytest
 from benchmarks import study as script
 from benchmarks import study_figures
 from benchmarks.study import config_of, seconds_of, study
-from benchmarks.study_plan import COLLAPSE, PARTS, PLAIN, Condition, Recipe, Run, StudyPart, planned
+from benchmarks.study_plan import COLLAPSE, PARTS, PLAIN, WIDE, Condition, Recipe, Run, StudyPart, planned
 from benchmarks.study_report import CENTRED, DOCUMENT, LINEAR, blocks, ends, filled, paired, spread
 from benchmarks.study_results import RESULTS, Result, load, save, written
 from cjepa.errors import StorageError
@@ -142,8 +142,10 @@ def invented(part: StudyPart) -> dict[str, Result]:
 
 def test_the_tables_by_hand() -> None:
     parts = {part.name: part for part in PARTS}
-    methods, grid, choices = (parts[name] for name in ("convergence-tiles", "collapse", "sensitivity"))
-    found = blocks(invented(methods) | invented(grid) | invented(choices))
+    methods, grid, choices, predictors = (
+        parts[name] for name in ("convergence-tiles", "collapse", "sensitivity", "predictors")
+    )
+    found = blocks(invented(methods) | invented(grid) | invented(choices) | invented(predictors))
     assert f"| {PLAIN} | 3 | 31.0 ± 1.0 | 31.0 ± 1.0 | 31.0 ± 1.0 | 31.0 ± 1.0 |" in found["convergence-tiles"]
     assert "| untrained | 3 | 21.0 ± 1.0 |" in found["convergence-tiles"]
     assert f"| {methods.conditions[4].name} | +4.0 ± 0.0 " in found["convergence-tiles"]
@@ -152,6 +154,8 @@ def test_the_tables_by_hand() -> None:
     cells = "150 / 150 / +10.0 | 155 / 155 / +11.0, diverged | 160 / 160 / +12.0, collapse | 165 / 165 / +13.0 |"
     assert f"| {name} | {cells}" in found["collapse"]
     assert "| base recipe | as it is | 3 | 31.0 ± 1.0 | 31.0 ± 1.0 | 31.0 ± 1.0 |  |  |" in found["sensitivity"]
+    assert f"{WIDE} | 5 | 32.0 ± 1.6 | 32.0 ± 1.6 | 32.0 ± 1.6 |  |  |" in found["predictors"]
+    assert "33.0 ± 1.6 | 33.0 ± 1.6 | 33.0 ± 1.6 | +1.0 ± 0.0 | +1.0 ± 0.0 |" in found["predictors"]
     assert "| collapse | crops of 18 photographs, 24 px, 4 epochs | cpu | 46 | 45 | 1 | 0 | 0 |" in found["state"]
 
 
