@@ -9,8 +9,8 @@ First both compute loss and gradient of a few images from the same weights, whic
 turns, a step each in a process of its own, the first one changing. Seconds are the clock's, and a round counts only if
 others hardly used the machine (guard.py); with --threads 1 they are those that the process itself worked, which can be
 measured on a machine that others use.
-What is reported is the ratio of the seconds of a round, so that a slow change of the machine meets both. It
-replaces the rows of the cases that it measured in benchmarks/results/peers.json; `--report` prints the table from it.
+What is reported is the ratio of the seconds of a round, so that a slow change of the machine meets both. It replaces
+the rows of the same cases and processor in benchmarks/results/peers.json; `--report` prints the table from it.
 """
 
 import argparse
@@ -242,12 +242,12 @@ def _seconds(step: Callable[[], object], device: torch.device, threads: int) -> 
 
 
 def write(path: Path, public: Public, threads: int, rows: list[dict[str, Any]]) -> None:
-    """Put the rows into the result file in place of those of the same cases; each says what it was measured with."""
+    """Put the rows in place of those of the same case and processor; each says what it was measured with."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    measured = {row["case"] for row in rows}
-    kept = [row for row in _rows(path) if row["case"] not in measured] if path.exists() else []
     settings = {"threads": threads, "images_compared": COMPARED, "public_transformers_sha256": public.sha256}
     new = [{**row, "settings": settings, "environment": describe_environment()} for row in rows]
+    measured = {(row["case"], _processor(row)) for row in new}
+    kept = [row for row in _rows(path) if (row["case"], _processor(row)) not in measured] if path.exists() else []
     ordered = sorted(kept + new, key=lambda row: list(CASES).index(row["case"]))
     path.write_text(json.dumps({"rows": ordered}, indent=1) + "\n")
 
@@ -257,9 +257,14 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _processor(row: dict[str, Any]) -> str:
+    """Its instructions; empty in a row from before they were recorded."""
+    return ", ".join(row["environment"]["cpu"].get("instructions", ()))
+
+
 def table(path: Path) -> str:
     """Rates and ratios with quartiles, and how far loss and gradient are apart, as Markdown."""
-    columns = ["case", "n", "public, images/s", "cjepa, images/s", "ratio"]
+    columns = ["case", "processor", "n", "public, images/s", "cjepa, images/s", "ratio"]
     columns += [
         "ratio, narrow predictor",
         "ratio, narrow and one-way",
@@ -280,7 +285,8 @@ def table(path: Path) -> str:
         if "gradient_from_float32" in same:
             gradient += f" (from float32: {same['gradient_from_float32']:.2g}, "
             gradient += f"public {same['gradient_from_float32_public']:.2g})"
-        lines.append(f"| {row['case']} | {row['rounds']} | {speed} | {same['loss_difference']:.1g} | {gradient} |")
+        start = f"{row['case']} | {_processor(row)} | {row['rounds']}"
+        lines.append(f"| {start} | {speed} | {same['loss_difference']:.1g} | {gradient} |")
     return "\n".join(lines)
 
 

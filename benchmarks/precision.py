@@ -22,10 +22,9 @@ from benchmarks.step import CASES, typical_batch
 from cjepa.build import build_trainer
 from cjepa.models.kernels import has_fast_bfloat16
 from cjepa.training.device_memory import keep_freed_memory
-from cjepa.training.environment import describe_environment
+from cjepa.training.environment import INSTRUCTIONS, describe_environment
 
 RESULTS = Path(__file__).parent / "results" / "precision.json"
-INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
 CASE, IMAGES, SIDE = "vit-t4-32px", 8, 1024
 CPU = torch.device("cpu")
 

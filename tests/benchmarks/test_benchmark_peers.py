@@ -200,12 +200,14 @@ def test_all_variants_have_a_column(tmp_path: Path) -> None:
     names = ("cjepa", peers.NARROW, peers.ONE_WAY)
     rounds = [{"public": 6.0, "cjepa": 3.0, peers.NARROW: 2.0, peers.ONE_WAY: 1.0}] * 3
     row = {"case": "tiny", "operations_per_image": 1, "fastest_product": 1000.0, **spreads(rounds, TINY)}
+    row["environment"] = {"cpu": {"instructions": ["avx2"]}}
     row["agreement"] = {"loss_difference": 0.0, "gradient_difference": 0.0}
     assert tuple(row["ratio"]) == names
     path = tmp_path / "peers.json"
     path.write_text(json.dumps({"rows": [row]}))
     head, _, line = table(path).splitlines()
     cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
+    assert cells["processor"] == "avx2"
     assert cells["ratio"] == "2 (2 to 2)"
     assert cells["ratio, narrow predictor"] == "3 (3 to 3)"
     assert cells["ratio, narrow and one-way"] == "6 (6 to 6)"
@@ -225,7 +227,11 @@ def test_a_row_says_what_was_measured(public: Public, tmp_path: Path, monkeypatc
     [written] = json.loads(path.read_text())["rows"]
     assert written["rounds"] == 77
     assert {"cpu", "packages", "commit"} <= written["environment"].keys()
-    assert "| tiny | 77 |" in table(path)
+    processor = ", ".join(written["environment"]["cpu"]["instructions"])
+    assert f"| tiny | {processor} | 77 |" in table(path)
+    monkeypatch.setattr(peers, "describe_environment", lambda: {"cpu": {"instructions": ["another"]}})
+    write(path, public, 1, [row])
+    assert [each["rounds"] for each in json.loads(path.read_text())["rows"]] == [77, row["rounds"]]
 
 
 def test_the_ratio_is_that_of_each_round() -> None:

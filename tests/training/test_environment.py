@@ -24,6 +24,7 @@ def test_it_is_json_and_names_what_matters() -> None:
     assert described["cpu"]["threads"] == torch.get_num_threads()
     assert described["cpu"]["cores"] > 0
     assert described["cpu"]["model"] is not None
+    assert ("avx512_bf16" in described["cpu"]["instructions"]) == bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def test_no_environment_variable_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,9 +134,10 @@ def _machine(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     commit = environment.get("commit") or {}
     changed = " with uncommitted changes" if commit.get("changed") else ""
     threads = counted(cpu.get("threads", 0), "thread")
+    processor = ", ".join(map(str, (cpu.get("model", "?"), *cpu.get("instructions", ()), threads)))
     versions = ", ".join(f"{name} {version}" for name, version in packages.items())
     return [
-        ("hardware", f"{cpu.get('model', '?')}, {threads}; " + (", ".join(devices) or "no GPU")),
+        ("hardware", f"{processor}; " + (", ".join(devices) or "no GPU")),
         ("system", f"Python {environment.get('python', '?')} on {environment.get('platform', '?')}"),
         ("versions", versions),
         ("commit", f"{commit['hash']}{changed}" if "hash" in commit else "not a checkout"),

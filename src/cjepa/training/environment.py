@@ -24,6 +24,8 @@ _PACKAGES = (
     "scikit-image",
     "torchvision",
 )
+INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
+"""Of a processor: those that decide how fast a training is, in which processors of one name differ."""
 _SECRET_VALUE = re.compile(r"(?i)([a-z0-9_.-]*(?:token|secret|password|passwd|api_?key|credential)[a-z0-9_.-]*=).+")
 _SECRET_IN_ADDRESS = re.compile(r"://[^/@\s]+@")
 
@@ -37,7 +39,12 @@ def describe_environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "cpu": {
+            "model": _cpu_model(),
+            "instructions": [name for name in INSTRUCTIONS if torch.cpu.get_capabilities().get(name)],
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
         "devices": _devices(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
         "commit": _commit(Path(__file__).resolve().parents[1]),
