@@ -1,10 +1,12 @@
 """`cjepa plan`: what it says of this machine, of one that is elsewhere, and what it refuses."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from cjepa.cli_text import plan_text
 from cjepa.errors import InputError
-from cjepa.runs import plan
+from cjepa.runs import plan, planning
 from tests.training.conftest import tiny_config
 
 
@@ -16,6 +18,22 @@ def test_this_machine_is_measured() -> None:
     assert made.micro_batch == made.batch_size == 32
     assert made.process < made.memory < made.available
     assert "images/s" in plan_text(made)
+
+
+@pytest.mark.parametrize(("step", "timed"), [(0.1, [8, 32, 100]), (0.3, [8, 32]), (1.0, [8])])
+def test_brief_steps_are_timed_with_more_images(monkeypatch: pytest.MonkeyPatch, step: float, timed: list[int]) -> None:
+    """The seconds of a step here grow with its images, from those of 8."""
+    taken: list[int] = []
+
+    def steps(_config: object, _device: object, images: int, steps: Sequence[int]) -> list[float]:
+        taken.append(images)
+        return [9.0, *[step + 0.01 * images] * (len(steps) - 1)]
+
+    monkeypatch.setattr(planning, "_take_steps", steps)
+    monkeypatch.setattr(planning, "_loaded", lambda *_: 0.0)
+    made = plan(tiny_config(training={"batch_size": 100}), "cpu", 1, images=None)
+    assert taken == timed
+    assert made.seconds_per_image == pytest.approx(step / timed[-1] + 0.01)
 
 
 def test_a_device_that_is_elsewhere_is_computed_only() -> None:

@@ -1,5 +1,6 @@
 """`cjepa plan`: what a run needs on a device, and how long it takes, before any hour is spent."""
 
+import gc
 import statistics
 import time
 from collections.abc import Sequence
@@ -31,8 +32,10 @@ DENSE = {
     "B200": 2250e12,
 }
 """Dense operations per second in bfloat16, as their makers state them; the others have no bfloat16."""
-TIMED_IMAGES, TIMED_STEPS = 8, 3
-"""Most images of a step that is timed, and how many are; one goes before them."""
+TIMED_IMAGES, MORE_IMAGES, TIMED_STEPS = 8, 4, 3
+"""Images of the first step that is timed, times as many in the next, and how many steps are; one goes before them."""
+BRIEF = 0.5
+"""Seconds of a step below which one of more images is timed: a few images leave a GPU, or the optimizer, most of it."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +91,18 @@ def plan(config: RunConfig, device: str, ranks: int, images: int | None) -> Plan
     elif precision == "auto":
         precision = "bfloat16" if fastest else "float32"
     config = in_precision(config, precision)
-    seconds, process = None, CUDA_CONTEXT
-    if here is not None:
-        process = _loaded(config, here)
-        seconds = _seconds_per_image(config, here)
+    process = CUDA_CONTEXT if here is None else _loaded(config, here)
     available = memory or device_memory(here or torch.device("cpu"))
     needs, share = footprint_of(config, kind), batch // ranks
-    if here is None and fastest and precision == "bfloat16":
-        seconds = needs.operations / fastest
     engine, shards = engine_for(config, needs, ranks, USABLE * available - process)
     fitting = needs.micro_batch(share, USABLE * available - process, shards)
     micro = min(config.training.micro_batch or fitting, share)
+    seconds = None
+    if here is not None:
+        # not in shards: what is timed is one rank
+        seconds = _seconds_per_image(config, here, min(micro, needs.micro_batch(share, USABLE * available - process)))
+    elif fastest and precision == "bfloat16":
+        seconds = needs.operations / fastest
     return Plan(
         device=device if here is None else str(here),
         precision=precision,
@@ -144,10 +148,15 @@ def _loaded(config: RunConfig, device: torch.device) -> float:
     return occupied_memory(device)
 
 
-def _seconds_per_image(config: RunConfig, device: torch.device) -> float:
-    """Of a step on this device: the median of a few, with few images, of noise."""
-    images = min(TIMED_IMAGES, config.training.batch_size)
-    return statistics.median(_take_steps(config, device, images, range(1 + TIMED_STEPS))[1:]) / images
+def _seconds_per_image(config: RunConfig, device: torch.device, most: int) -> float:
+    """Of a step on this device: the median of a few, of noise; of so many images that it is not brief, or of most."""
+    images = min(TIMED_IMAGES, most)
+    while True:
+        seconds = statistics.median(_take_steps(config, device, images, range(1 + TIMED_STEPS))[1:])
+        if seconds > BRIEF or images == most:
+            return seconds / images
+        gc.collect()  # a trainer refers to itself, and the next wants its memory
+        images = min(MORE_IMAGES * images, most)
 
 
 def _take_steps(
