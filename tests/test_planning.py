@@ -1,12 +1,17 @@
 """`cjepa plan`: what it says of this machine, of one that is elsewhere, and what it refuses."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
+from cjepa import data
 from cjepa.cli_text import plan_text
+from cjepa.config.presets import resolve
 from cjepa.errors import InputError
-from cjepa.runs import plan, planning
+from cjepa.runs import images_here, plan, planning
 from tests.training.conftest import tiny_config
 
 
@@ -34,6 +39,29 @@ def test_brief_steps_are_timed_with_more_images(monkeypatch: pytest.MonkeyPatch,
     made = plan(tiny_config(training={"batch_size": 100}), "cpu", 1, images=None)
     assert taken == timed
     assert made.seconds_per_image == pytest.approx(step / timed[-1] + 0.01)
+
+
+def test_images_are_counted_where_they_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    assert images_here(resolve("small-96", [f"data={tmp_path}"])) == 3
+    assert images_here(resolve("small-96", [f"data={tmp_path / 'missing'}"])) is None
+
+    def download(*_: object) -> None:
+        raise AssertionError("nothing is downloaded for a plan")
+
+    monkeypatch.setattr(data, "open_huggingface", download)
+    changes = ["data.source={name: huggingface, dataset: somebody/something}"]
+    assert images_here(resolve("small-96", changes)) is None
+
+
+def test_threads_are_those_of_the_run() -> None:
+    before = torch.get_num_threads()
+    try:
+        plan(tiny_config(training={"threads": 1}), "cpu", 1, images=None)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_device_that_is_elsewhere_is_computed_only() -> None:

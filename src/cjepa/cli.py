@@ -176,7 +176,8 @@ def plan(
     ] = "auto",
     world_size: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
     images: Annotated[
-        int | None, typer.Option(min=1, help="Images of an epoch, for its time.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Images of an epoch, for its time.", show_default="counted where they are here"),
     ] = None,
 ) -> None:
     """Parameters, operations, memory, micro-batch and time of a run: cjepa plan imagenet-vit-b --device cuda:A100.
@@ -185,9 +186,11 @@ def plan(
     """
     from cjepa.cli_text import plan_text
     from cjepa.config.presets import resolve
+    from cjepa.runs import images_here
     from cjepa.runs import plan as make_plan
 
-    typer.echo(plan_text(make_plan(resolve(origin, changes or []), device, world_size, images)))
+    config = resolve(origin, changes or [])
+    typer.echo(plan_text(make_plan(config, device, world_size, images or images_here(config))))
 
 
 @app.command(cls=_EvaluateCommand, short_help="Evaluate the encoder of a run.")

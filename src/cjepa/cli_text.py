@@ -207,7 +207,7 @@ def plan_text(plan: Plan) -> str:
     bound, source = ("", "a few steps timed") if plan.timed else ("at most ", "its maker's figure, never reached")
     lines.append(f"speed           {bound}{speed} images/s on one device ({source}; no loading)")
     if plan.seconds_per_epoch is None:
-        return "\n".join([*lines, "time            give --images for the time of an epoch"])
+        return "\n".join([*lines, "time            give data=DIR, or --images, for the time of an epoch"])
     epoch, total = plan.seconds_per_epoch, plan.seconds_per_epoch * plan.epochs
     if plan.ranks > 1:
         lines.append("                times below are computed: communication between devices is left out")

@@ -6,7 +6,7 @@ from cjepa.runs.embedding import Embedded, EmbeddingJob, embed_images
 from cjepa.runs.evaluating import Result, evaluate_run, results_path
 from cjepa.runs.exporting import card_of, export_run
 from cjepa.runs.pictures import PICTURES, draw_pictures
-from cjepa.runs.planning import Plan, plan
+from cjepa.runs.planning import Plan, images_here, plan
 from cjepa.runs.pretraining import Outcome, pretrain
 from cjepa.runs.replaying import Replayed, replay
 from cjepa.runs.report import name_runs, write_report
@@ -32,6 +32,7 @@ __all__ = [
     "environment",
     "evaluate_run",
     "export_run",
+    "images_here",
     "index_shards",
     "name_runs",
     "plan",

@@ -10,6 +10,7 @@ import torch
 
 from cjepa.build import build_trainer, choose_device, engine_for, footprint_of, in_precision, sampler_of
 from cjepa.config import RunConfig
+from cjepa.data import HuggingFaceConfig, TorchvisionConfig, open_source, recognised
 from cjepa.errors import InputError
 from cjepa.models.kernels import chosen_precision
 from cjepa.objectives import AnyObjectiveConfig, IJepaConfig, TwoViewsConfig
@@ -83,6 +84,8 @@ def plan(config: RunConfig, device: str, ranks: int, images: int | None) -> Plan
         )
     memory = _known(device)
     here = None if memory else choose_device(device)
+    if here is not None and config.training.threads:
+        torch.set_num_threads(config.training.threads)
     kind = "cuda" if here is None else here.type
     fastest = DENSE.get(device.removeprefix("cuda:"))
     precision = config.training.precision
@@ -119,6 +122,16 @@ def plan(config: RunConfig, device: str, ranks: int, images: int | None) -> Plan
         images=images,
         epochs=config.training.epochs,
     )
+
+
+def images_here(config: RunConfig) -> int | None:
+    """How many images the run trains on, where they lie on this machine; nothing is downloaded for it."""
+    try:
+        if isinstance(recognised(config.data.source), HuggingFaceConfig | TorchvisionConfig):
+            return None
+        return len(open_source(config.data, config.seed).train)
+    except InputError:  # a plan is made before there are images, too
+        return None
 
 
 def _known(device: str) -> float | None:
