@@ -17,6 +17,7 @@ from cjepa.evaluation import EvaluationConfig
 from cjepa.export import Export, ExportConfig
 from cjepa.export.card import number
 from cjepa.runs import Demo, Diagnosis, Embedded, Outcome, Plan, Replayed, Result, Sharded, results_path
+from cjepa.runs.report_facts import duration
 from cjepa.types import Part
 
 WIDTH = 80
@@ -212,7 +213,7 @@ def plan_text(plan: Plan) -> str:
     if plan.ranks > 1:
         lines.append("                times below are computed: communication between devices is left out")
     least = "" if plan.timed else "at least "
-    return "\n".join([*lines, f"time            {least}{epoch / 3600:.3g} h an epoch, {total / 3600:.3g} h in all"])
+    return "\n".join([*lines, f"time            {least}{duration(epoch)} an epoch, {duration(total)} in all"])
 
 
 def sharded_text(folders: Sequence[Sharded], use: str) -> str:
