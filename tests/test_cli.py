@@ -195,7 +195,7 @@ class TestBadImages:
 
     def test_batch_larger_than_the_data_set(self, tiny: Path, images: Path, tmp_path: Path) -> None:
         result = cjepa("pretrain", tiny, f"data={images}", "training.batch_size=49", "--out", tmp_path / "run")
-        refused(result, "batch size 49 exceeds the 48 training images; use 48 or fewer")
+        refused(result, "batch size 49 exceeds the 48 training images; use training.batch_size=48 or fewer")
 
     def test_too_many_unreadable_images(self, tiny: Path, tmp_path: Path) -> None:
         folder = write_images(tmp_path / "bad", ("",), 20)

@@ -103,7 +103,7 @@ def extract_features(
         raise InputError("there is no image to extract features from; give at least one")
     joined = store.joined()
     if not _finite(joined):
-        raise DivergedError("the encoder's embeddings are not finite; evaluate an earlier checkpoint")
+        raise DivergedError("the encoder's embeddings are not finite; evaluate other weights, or --checkpoint best")
     return joined
 
 
