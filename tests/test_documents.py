@@ -17,7 +17,7 @@ from cjepa.build import footprint_of
 from cjepa.cli import app
 from cjepa.cli_arguments import variant
 from cjepa.config import RunConfig, describe_keys
-from cjepa.config.presets import preset_names, resolve
+from cjepa.config.presets import preset_facts, preset_names, resolve
 from cjepa.evaluation import EvaluationConfig
 from cjepa.export import ExportConfig
 from cjepa.runs.sharding import data_of
@@ -194,6 +194,13 @@ def test_calls_have_commands_options_and_keys_that_exist(document: Path) -> None
 def test_a_wrong_call_is_noticed(call: str) -> None:
     with pytest.raises(Exception, match=r"pretrian|output|epoch|rates|opset"):
         refuse_wrong_call(call.split())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_what_a_preset_reached_is_in_the_results(name: str) -> None:
+    measured = "".join((ROOT / "docs" / f"{each}.md").read_text(encoding="utf-8") for each in ("results", "evaluation"))
+    told = re.findall(r"\d+\.\d+", preset_facts(name)["Result"])
+    assert [number for number in told if f" {number} " not in measured] == []
 
 
 def test_thresholds_are_those_of_the_verdict() -> None:
