@@ -1,6 +1,7 @@
 """Classify images with a linear classifier on embeddings: python examples/classify.py ENCODER LABELLED_FOLDER
 
-LABELLED_FOLDER has one folder of images for each class. A quarter of the images is held out to test on.
+LABELLED_FOLDER has one folder of images for each class, of about four images or more. A quarter of all images is held
+out to test on; of folders train and test, only train is looked at.
 """
 
 import sys
@@ -22,6 +23,9 @@ def main(encoder_path: Path, folder: Path) -> float:
     source = FolderConfig(path=folder)
     config = DataConfig(source=source, image_size=encoder.image_size, evaluation_crop=encoder.evaluation_crop)
     images = labelled_only(open_source(config, seed=0).train)
+    counts = np.unique(images.labels, return_counts=True)[1]
+    if len(counts) < 2 or counts.min() < 2 or len(images) < 4 * len(counts):
+        sys.exit(f"{folder} needs a folder of images for each of two classes or more, with about four images in each")
     crops = EvaluationImages(images, config)  # centre crops, uint8
     with torch.inference_mode():
         features = np.concatenate([encoder.embed(crops[index][None]).numpy() for index in range(len(crops))])

@@ -1,6 +1,7 @@
 """Which photos of a folder are most like this one? python examples/semantic_search.py ENCODER PHOTOS QUERY_IMAGE
 
-The first call embeds the folder into PHOTOS.safetensors beside it; later calls only read that file.
+The first call embeds the folder into PHOTOS.safetensors beside it; later calls only read that file, so remove it when
+the photos or the encoder are others.
 """
 
 import json
@@ -19,6 +20,7 @@ SHOWN, MOST_PIXELS = 5, 64_000_000
 
 
 def main(encoder_path: Path, photos: Path, query: Path) -> list[str]:
+    photos = photos.resolve()  # "." has no name
     index = photos.with_name(f"{photos.name}.safetensors")  # a folder's name may have a dot
     if not index.exists():
         embed_images(encoder_path, photos, index)

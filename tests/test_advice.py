@@ -94,7 +94,7 @@ def test_only_small_patches_need_another_projection() -> None:
 
 
 def test_the_faster_average_is_advised_for_small_images_alone() -> None:
-    """On photographs of 96 pixels it did harm (docs/results.md)."""
+    """On photographs of 96 pixels it gained no accuracy (docs/results.md)."""
     faster = "training.momentum.start=0.9 model.target.normalization=batch"
     context = ["objective=cjepa-context", "objective.beta=0.1", "training.momentum.start=0.99"]
     for state in BAD[1:]:

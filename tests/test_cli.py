@@ -195,7 +195,7 @@ class TestBadImages:
 
     def test_batch_larger_than_the_data_set(self, tiny: Path, images: Path, tmp_path: Path) -> None:
         result = cjepa("pretrain", tiny, f"data={images}", "training.batch_size=49", "--out", tmp_path / "run")
-        refused(result, "batch size 49 exceeds the 48 training images; use 48 or fewer")
+        refused(result, "batch size 49 exceeds the 48 training images; use training.batch_size=48 or fewer")
 
     def test_too_many_unreadable_images(self, tiny: Path, tmp_path: Path) -> None:
         folder = write_images(tmp_path / "bad", ("",), 20)
@@ -204,6 +204,9 @@ class TestBadImages:
         result = cjepa("pretrain", tiny, f"data={folder}", "training.epochs=2", "--out", tmp_path / "run")
         refused(result, "could not be read, more than data.max_unreadable_share=0.05", "unreadable.jsonl")
         assert read_rows(tmp_path / "run" / "unreadable.jsonl")
+        raised = ["training.epochs=2", "data.max_unreadable_share=1", "--allow-change", "data.max_unreadable_share"]
+        assert f"{raised[2]} {raised[3]}" in " ".join(result.output.split())
+        assert cjepa("pretrain", tiny, f"data={folder}", *raised, "--out", tmp_path / "run").exit_code == 0
 
     def test_after_a_refusal_the_same_folder_can_be_used(self, tiny: Path, images: Path, tmp_path: Path) -> None:
         refused(cjepa("pretrain", tiny, f"data={tmp_path / 'none'}", "--out", tmp_path / "run"))

@@ -2,17 +2,25 @@
 
 import ast
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
 
 import cjepa
 from cjepa.build import footprint_of
+from cjepa.cli import app
+from cjepa.cli_arguments import variant
 from cjepa.config import RunConfig, describe_keys
-from cjepa.config.presets import resolve
+from cjepa.config.presets import preset_facts, preset_names, resolve
+from cjepa.evaluation import EvaluationConfig
+from cjepa.export import ExportConfig
+from cjepa.runs.sharding import data_of
 from cjepa.training import health
 
 ROOT = Path(__file__).parents[1]
@@ -60,13 +68,7 @@ def missing_references(spans: list[str]) -> Iterator[str]:
             yield span
 
 
-@each(
-    [
-        path
-        for path in DOCUMENTS
-        if path.name in ("method.md", "design.md", "health.md", "evaluation.md", "CONTRIBUTING.md")
-    ]
-)
+@each([path for path in DOCUMENTS if path.name not in ("export.md", "performance.md")])  # which name files alone
 def test_files_and_functions_exist(document: Path) -> None:
     assert list(missing_references(code_spans(document))) == []
 
@@ -100,6 +102,99 @@ def test_config_keys_and_values_are_accepted(document: Path) -> None:
         changes = [word for word in words if "=" in word]
         if changes:
             resolve("imagenet-vit-b", changes)
+
+
+def calls_in(document: Path) -> Iterator[list[str]]:
+    """The words behind `cjepa` of every call in the code of a document, or of every one that a preset names."""
+    text = document.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^# (?:Command|Evaluate): +(.+)$", text, re.MULTILINE)  # of a preset
+    if document.suffix == ".md":
+        blocks = [block for kind, block in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL) if kind in ("", "sh")]
+        lines = [*"\n".join(blocks).splitlines(), *re.findall(r"^ {4}(.+)$", text, re.MULTILINE), *code_spans(document)]
+    for line in lines:
+        try:
+            words = shlex.split(re.split(r", (?:or|where) |\|", line)[0], comments=True)
+        except ValueError:  # an apostrophe of a code block that is no shell's
+            continue
+        if "cjepa" in words:
+            called = words[words.index("cjepa") + 1 :]
+        elif words and words[-1:] != ["scripts/torchrun.sh"] and any(word.startswith("scripts/") for word in words):
+            place = next(index for index, word in enumerate(words) if word.startswith("scripts/"))
+            called = ["pretrain", *words[place + 1 :]]
+        else:
+            continue
+        if called and "..." not in called and not any(word.startswith("[") for word in called):
+            yield [{"PRESET": "small-96", "NAME": "knn", "N": "7"}.get(word, word) for word in called]
+
+
+def refuse_wrong_call(words: list[str]) -> None:
+    """Raises what the command line would say of commands, options and keys; nothing is run."""
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        assert words[0] in command.commands or words == ["--help"], f"no command {words[0]}"
+        if words == ["--help"]:
+            return
+        command, words = command.commands[words[0]], words[1:]
+        if not words and hasattr(command, "commands"):
+            return  # the name of a group alone
+    if "--help" in words:
+        return
+    try:
+        given = command.make_context(command.name, list(words)).params
+    except Exception as error:
+        # A sentence may leave out what does not matter there. typer may have its own copy of click's errors.
+        if type(error).__name__ in ("MissingParameter", "BadOptionUsage"):
+            return
+        raise
+    changes = given.get("changes") or []
+    match command.name:
+        case "pretrain" | "plan" | "show" if given["origin"] in preset_names():
+            resolve(given["origin"], changes)
+        case "demo":
+            resolve("demo", changes)
+        case "evaluate":
+            keys = [*changes, *(["data=DIR"] if given["name"] in NEED_DATA and not changes else [])]
+            variant("evaluation", EvaluationConfig, given["name"], keys)
+        case "export":
+            variant("format", ExportConfig, given["name"], changes)
+        case "shard":
+            data_of(given["images"], changes)
+
+
+NEED_DATA = ("segmentation", "patch-retrieval", "counting", "distance", "detection", "video")
+
+
+@each([*DOCUMENTS, *sorted((PACKAGE / "presets").glob("*.yaml"))])
+def test_calls_have_commands_options_and_keys_that_exist(document: Path) -> None:
+    calls = list(calls_in(document))
+    assert calls or document.suffix == ".md"
+    for words in calls:
+        try:
+            refuse_wrong_call(words)
+        except Exception as error:
+            pytest.fail(f"cjepa {' '.join(words)}: {error}")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "pretrian small-96",
+        "pretrain small-96 data=DIR --output RUN",
+        "pretrain small-96 data=DIR training.epoch=3",
+        "evaluate segmentation RUN data=DIR rates=3",
+        "export RUN --format onnx opsets=20 --out DIR",
+    ],
+)
+def test_a_wrong_call_is_noticed(call: str) -> None:
+    with pytest.raises(Exception, match=r"pretrian|output|epoch|rates|opset"):
+        refuse_wrong_call(call.split())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_what_a_preset_reached_is_in_the_results(name: str) -> None:
+    measured = "".join((ROOT / "docs" / f"{each}.md").read_text(encoding="utf-8") for each in ("results", "evaluation"))
+    told = re.findall(r"\d+\.\d+", preset_facts(name)["Result"])
+    assert [number for number in told if f" {number} " not in measured] == []
 
 
 def test_thresholds_are_those_of_the_verdict() -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ from cjepa.export.safetensors_folder import SafetensorsConfig
 from cjepa.runs import export_run, pretrain
 from tests.tiny_runs import write_config, write_images
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 TINY = (
     "training.epochs=1",
     "training.batch_size=16",
@@ -87,6 +89,12 @@ def test_classify_crops_as_the_encoder_says(run: Path, images: Path, monkeypatch
     np.testing.assert_array_equal(seen[0][0].numpy(), centre_crop(first, encoder.image_size, 0.5))
 
 
+@pytest.mark.parametrize(("classes", "count"), [(("a",), 8), (("a", "b"), 1), (("a", "b", "c"), 2)])
+def test_classify_says_what_it_needs(run: Path, tmp_path: Path, classes: tuple[str, ...], count: int) -> None:
+    with pytest.raises(SystemExit, match="two classes or more, with about four images in each"):
+        example("classify").main(run, write_images(tmp_path / "photos", classes, count))
+
+
 def test_near_duplicates(run: Path, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "photos", ("",), 20)
     with Image.open(folder / "0005.png") as image:
@@ -115,6 +123,26 @@ def test_semantic_search_keeps_folders_with_dots_apart(run: Path, tmp_path: Path
         found = search.main(run, folder, folder / name / "0001.png")
         assert found[0] == f"{name}/0001.png"
         assert all(each.startswith(f"{name}/") for each in found)
+
+
+def test_semantic_search_in_the_working_directory(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_images(tmp_path / "photos", ("",), 3)
+    monkeypatch.chdir(folder)
+    assert example("semantic_search").main(run, Path(), Path("0001.png"))[0] == "0001.png"
+    assert (tmp_path / "photos.safetensors").exists()
+
+
+def test_the_snippets_of_the_readme(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        names: dict[str, object] = {}
+        exec(block, names)
+        shapes = [tuple(names[name].shape) for name in ("patches", "embeddings")]  # type: ignore[attr-defined]
+        assert shapes == [(8, 24 * 24, 32), (8, 32)], "96 pixels in patches of 4, of an encoder of width 32"
 
 
 def test_segment(run: Path, tmp_path: Path) -> None:

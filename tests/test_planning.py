@@ -1,6 +1,7 @@
 """`cjepa plan`: what it says of this machine, of one that is elsewhere, and what it refuses."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,24 @@ def test_what_does_not_fit_is_sharded_and_taken_in_parts() -> None:
     made = plan(big, "cuda:A100", 8, images=None)
     assert made.engine == "fsdp"
     assert made.memory < 8 * made.footprint.memory(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("training", "ranks", "advice"),
+    [
+        (
+            {"micro_batch": 32},
+            1,
+            "a training.micro_batch below 32 or training.checkpoint_activations=true or more devices with "
+            "training.parallel=fsdp or a smaller model",
+        ),
+        ({"micro_batch": 1, "checkpoint_activations": True, "parallel": "fsdp"}, 8, "a smaller model"),
+        ({"micro_batch": 1, "parallel": "ddp"}, 8, "training.checkpoint_activations=true or training.parallel=fsdp"),
+    ],
+)
+def test_what_does_not_fit_is_told_what_it_lacks(training: dict[str, object], ranks: int, advice: str) -> None:
+    made = replace(plan(tiny_config(training=training), "cuda:T4", ranks, images=None), available=1.0)
+    assert f"it does not fit: {advice}" in plan_text(made)
 
 
 @pytest.mark.parametrize(("device", "ranks", "message"), [("cuda:Z9", 1, "cuda:H100"), ("cpu", 5, "multiple of 5")])

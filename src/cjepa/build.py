@@ -229,7 +229,7 @@ def read_config(run: Path) -> RunConfig:
     """The resolved config of a run folder."""
     path = run / CONFIG
     if not path.is_file():
-        raise InputError(f"{run} is not a run folder: it has no {CONFIG}; give the folder that --out named")
+        raise InputError(f"{run} is not a run folder: it has no {CONFIG}; give the --out of cjepa pretrain")
     return parse(RunConfig, load_yaml(path))
 
 

@@ -215,7 +215,7 @@ def evaluate(
     heads: Heads = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, or mps, which is untested.")] = "auto",
 ) -> None:
-    """Evaluate the encoder of RUN beside what it has to beat: cjepa evaluate knn RUN k=[20].
+    """Evaluate the encoder of RUN beside what it has to beat: cjepa evaluate knn RUN 'k=[20]'.
 
     That is the untrained encoder and, for evaluations of pooled features, raw pixels and colour statistics. Every
     result is a line of RUN/evaluations.jsonl, and none is computed twice. Interrupted, the same command continues.

@@ -3,7 +3,7 @@
 import math
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ def config_help() -> str:
     """Every key of a run, grouped, as it would be typed with its default."""
     lines = _wrapped(
         "Config keys with their defaults. A bare value stands for a group: data=DIR, objective=ijepa, "
-        "model.encoder=small. Lists are written [0.3, 1.0], absent values null."
+        "model.encoder=small. Lists are written [0.3, 1.0], absent values null; quote what the shell would read: "
+        "'data.crop_scale=[0.3, 1.0]'."
     )
     rows = describe_keys(RunConfig)
     for group, field in RunConfig.model_fields.items():
@@ -199,7 +200,7 @@ def plan_text(plan: Plan) -> str:
         f"itself is {plan.process / gib:.1f} of them",
     ]
     if plan.memory > plan.available:
-        lines.append("                it does not fit: training.checkpoint_activations=true, fsdp or a smaller model")
+        lines.append(f"                it does not fit: {' or '.join(_what_needs_less(plan))}")
     if plan.seconds_per_image is None:
         lines.append("time            unknown: the device is not here, and its speed in this precision not known")
         return "\n".join(lines)
@@ -214,6 +215,19 @@ def plan_text(plan: Plan) -> str:
         lines.append("                times below are computed: communication between devices is left out")
     least = "" if plan.timed else "at least "
     return "\n".join([*lines, f"time            {least}{duration(epoch)} an epoch, {duration(total)} in all"])
+
+
+def _what_needs_less(plan: Plan) -> Iterator[str]:
+    """What makes a step smaller, the cheapest first, but for what the plan has."""
+    if plan.micro_batch > 1:
+        yield f"a training.micro_batch below {plan.micro_batch}"
+    if not plan.checkpoint_activations:
+        yield "training.checkpoint_activations=true"
+    if plan.ranks == 1:
+        yield "more devices with training.parallel=fsdp"
+    elif plan.engine != "fsdp":
+        yield "training.parallel=fsdp"
+    yield "a smaller model"
 
 
 def sharded_text(folders: Sequence[Sharded], use: str) -> str:

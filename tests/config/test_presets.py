@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cjepa.config import differences, dump_yaml
+from cjepa.config import RunConfig, describe_keys, differences, dump_yaml
 from cjepa.config.presets import preset_names, preset_summary, preset_text, resolve
 from cjepa.errors import InputError
 
@@ -98,3 +98,13 @@ def test_what_is_neither_preset_nor_file(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=said):
         resolve(origin)
+
+
+def test_defaults_are_accepted_as_the_help_shows_them() -> None:
+    """Of the groups that no variant takes a key from; a list of groups, too, is on one line."""
+    groups = ("seed", "training", "monitor", "logging")
+    rows = [row for row in describe_keys(RunConfig) if row.key.split(".")[0] in groups]
+    for row in rows:
+        assert "\n" not in row.default, row
+        assert resolve("imagenet-vit-b", [f"{row.key}={row.default}"]), row
+    assert any(row.default.startswith("[{name: linear, ") for row in rows)

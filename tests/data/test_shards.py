@@ -325,6 +325,16 @@ def test_every_byte_of_the_index_is_verified(folder: Path) -> None:
     assert opened(folder).encoded(3) == picture(3)
 
 
+def test_an_index_that_lies_apart_is_made_again_from_the_shards(folder: Path, tmp_path: Path) -> None:
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    (folder / INDEX).rename(apart / INDEX)
+    assert opened(folder, apart).encoded(3) == picture(3)
+    (apart / INDEX / "names").write_bytes(b"")
+    with pytest.raises(InputError, match=f"cjepa shard --index-only {folder} {apart}$"):
+        opened(folder, apart)
+
+
 @pytest.mark.parametrize("how", ["missing", "empty", "shorter", "longer"])
 def test_files_of_the_index_that_are_missing_or_cut(folder: Path, how: str) -> None:
     for name in files_of_index(folder):

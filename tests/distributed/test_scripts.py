@@ -15,7 +15,7 @@ WAITING = 'touch "$READY"; while true; do sleep 0.05; done\n'
 REPORTS = [f"exitcode  : {code} (pid: 31)" for code in (2, 3, 4, 75, 1)]
 
 
-def submit(folder: Path, torchrun: str, warn: bool = False) -> tuple[int, str, str]:
+def submit(folder: Path, torchrun: str, warn: bool = False, **slurm: str) -> tuple[int, str, str]:
     """Exit code of the script, what scontrol was asked for, and torchrun's arguments."""
     for name, text in {"srun": SRUN, "scontrol": SCONTROL, "torchrun": f'echo "$@" > "$ARGUMENTS"\n{torchrun}'}.items():
         (folder / name).write_text(f"#!/usr/bin/env bash\n{text}")
@@ -25,6 +25,7 @@ def submit(folder: Path, torchrun: str, warn: bool = False) -> tuple[int, str, s
         **{"PATH": f"{folder}:{os.environ['PATH']}", "TMPDIR": str(folder), "ASKED": str(asked), "READY": str(ready)},
         **{"ARGUMENTS": str(arguments), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2"},
         **{"SLURM_JOB_ID": "77"},
+        **slurm,
     }
     job = subprocess.Popen(["bash", SCRIPT, "demo", "--out", "RUN"], env=environment, stderr=subprocess.DEVNULL)
     try:
@@ -56,6 +57,13 @@ def test_a_resumable_end_is_requeued(tmp_path: Path, torchrun: str, code: int, r
     assert asked == ("requeue 77\n" if requeued else "")
     assert arguments.endswith("-m cjepa pretrain demo --out RUN\n")
     assert "--rdzv-endpoint node1:29500 --rdzv-id 77-0" in arguments
+
+
+@pytest.mark.parametrize(("slurm", "told"), [({"SLURM_CPUS_PER_TASK": "64"}, "64"), ({}, "unset")])
+def test_a_task_has_the_cores_that_the_job_asked_for(tmp_path: Path, slurm: dict[str, str], told: str) -> None:
+    """srun reads that variable alone since SLURM 22.05."""
+    _, _, arguments = submit(tmp_path, 'echo "${SRUN_CPUS_PER_TASK-unset}" >> "$ARGUMENTS"\n', **slurm)
+    assert arguments.splitlines()[-1] == told
 
 
 @pytest.mark.parametrize("report", ["Signals.SIGUSR1 death signal", "failed (exitcode: 3) local_rank: 0", *REPORTS])

@@ -123,7 +123,7 @@ def test_unusable_input_is_refused(encoder: Patches, images: Tensor) -> None:
     with pytest.raises(AssertionError, match="uint8"):
         extract_features(encoder, Items(images.float()), MEAN, STD, device=CPU)
     encoder.linear.bias.data[0] = torch.nan
-    with pytest.raises(DivergedError, match="earlier checkpoint"):
+    with pytest.raises(DivergedError, match="--checkpoint best"):
         extract_features(encoder, images, MEAN, STD, device=CPU)
 
 

@@ -70,6 +70,13 @@ _Dumper.add_representer(list, _represent_list)
 _Dumper.add_representer(str, _represent_text)
 
 
+class _OneLineDumper(_Dumper):
+    """The same, with everything on one line."""
+
+
+_OneLineDumper.add_representer(list, yaml.SafeDumper.represent_list)
+
+
 def _refused(problem: str, place: yaml.Node | yaml.Event) -> yaml.MarkedYAMLError:
     mark: Any = place.start_mark
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
@@ -150,5 +157,7 @@ def dump_yaml(config: Part) -> str:
 
 def dump_value(value: Any) -> str:
     """One plain value as YAML on one line."""
-    text: str = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10_000)
+    text: str = yaml.dump(
+        value, Dumper=_OneLineDumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000
+    )
     return text.removesuffix("...\n").strip()

@@ -113,44 +113,49 @@ def has_index(folder: Path) -> bool:
     return (folder / INDEX / MANIFEST).is_file()
 
 
-def open_index(folder: Path) -> tuple[Manifest, Columns]:
-    """The index in a folder once every byte of it is verified; InputError if one is not as it was written."""
-    index = folder / INDEX
+class _UnusableError(Exception):
+    """What is wrong with an index."""
+
+
+def open_index(folder: Path, shards: Path | None = None) -> tuple[Manifest, Columns]:
+    """The index in a folder once every byte of it is verified; InputError if one is not as it was written.
+
+    shards: the folder that they lie in, where it may be another.
+    """
+    index, shards = folder / INDEX, shards or folder
     try:
         manifest = _read_manifest(index)
         _verify(index, manifest)
         return manifest, Columns(index, manifest.images, "labels" in manifest.columns)
-    except OSError as error:
-        raise _unusable(index, f"{error.filename}: {error.strerror}") from error
-
-
-def _unusable(index: Path, reason: str) -> InputError:
-    return InputError(
-        f"data: the index {index} cannot be used: {reason}; make it again from the shards with "
-        f"cjepa shard --index-only {index.parent}"
-    )
+    except (OSError, _UnusableError) as error:
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        apart = "" if shards == folder else f" {folder}"
+        raise InputError(
+            f"data: the index {index} cannot be used: {reason}; make it again from the shards with "
+            f"cjepa shard --index-only {shards}{apart}"
+        ) from error
 
 
 def _read_manifest(index: Path) -> Manifest:
     path = index / MANIFEST
     if not path.is_file():
-        raise _unusable(index, f"{MANIFEST} is missing")
+        raise _UnusableError(f"{MANIFEST} is missing")
     with path.open("rb") as file:
         content = file.read(_LARGEST_MANIFEST + 1)
     if len(content) > _LARGEST_MANIFEST:
-        raise _unusable(index, f"{MANIFEST} is larger than {_LARGEST_MANIFEST:,} bytes")
+        raise _UnusableError(f"{MANIFEST} is larger than {_LARGEST_MANIFEST:,} bytes")
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise _unusable(index, f"{MANIFEST}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise _UnusableError(f"{MANIFEST}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     if manifest.format_version != FORMAT_VERSION:
-        raise _unusable(index, f"format {manifest.format_version} is unknown to this version of cjepa")
+        raise _UnusableError(f"format {manifest.format_version} is unknown to this version of cjepa")
     if manifest.encode() != content or manifest.signed() != manifest:
-        raise _unusable(index, f"{MANIFEST} was changed since it was written")
+        raise _UnusableError(f"{MANIFEST} was changed since it was written")
     names = [shard.name for shard in manifest.shards]
     if len(set(names)) != len(names) or sum(shard.images for shard in manifest.shards) != manifest.images:
-        raise _unusable(index, f"{MANIFEST} contradicts itself")
+        raise _UnusableError(f"{MANIFEST} contradicts itself")
     return manifest
 
 
@@ -158,12 +163,12 @@ def _verify(index: Path, manifest: Manifest) -> None:
     """Hash all columns and hold their numbers against each other, in one pass and a bounded memory."""
     for name in NEEDED:
         if name not in manifest.columns:
-            raise _unusable(index, f"it has no {name}")
+            raise _UnusableError(f"it has no {name}")
     for name, column in manifest.columns.items():
         wanted = manifest.images * np.dtype(TYPES[name]).itemsize if name in TYPES else column.size
         found = (index / name).stat().st_size
         if not found == column.size == wanted:
-            raise _unusable(index, f"{name} has {found:,} bytes, {wanted:,} are needed")
+            raise _UnusableError(f"{name} has {found:,} bytes, {wanted:,} are needed")
     digests = {name: hashlib.sha256() for name in manifest.columns}
     problems = _Consistency(manifest)
     with ExitStack() as stack:
@@ -178,12 +183,12 @@ def _verify(index: Path, manifest: Manifest) -> None:
                 digests[name].update(content)
                 numbers[name] = np.frombuffer(content, TYPES[name])
             if (problem := problems.of(first, numbers)) is not None:
-                raise _unusable(index, problem)
+                raise _UnusableError(problem)
     for name, column in manifest.columns.items():
         if digests[name].hexdigest() != column.sha256:
-            raise _unusable(index, f"{name} is damaged: its sha256 is not the one in {MANIFEST}")
+            raise _UnusableError(f"{name} is damaged: its sha256 is not the one in {MANIFEST}")
     if problems.names_end != manifest.columns["names"].size:
-        raise _unusable(index, "names and name_ends contradict each other")
+        raise _UnusableError("names and name_ends contradict each other")
 
 
 def _chunks(file: BufferedReader) -> Iterator[bytes]:

@@ -71,7 +71,7 @@ class ShardSource:
     """The images of one index, in its order; see ImageSource."""
 
     def __init__(self, shards: Path, index: Path, max_pixels: int) -> None:
-        manifest, self._columns = open_index(index)
+        manifest, self._columns = open_index(index, shards)
         _refuse_missing(shards, index, manifest)
         self.classes = manifest.classes
         self.fingerprint = manifest.checksum

@@ -42,10 +42,13 @@ class TrainingStream(Dataset[Batch]):
         slots: int | None = None,
     ) -> None:
         if batch_size < 2:
-            raise InputError(f"batch size {batch_size}: VICReg compares the images of a batch; use at least 2")
+            raise InputError(
+                f"batch size {batch_size}: VICReg compares the images of a batch; use training.batch_size=2 or more"
+            )
         if batch_size > len(source):
             raise InputError(
-                f"batch size {batch_size} exceeds the {len(source)} training images; use {len(source)} or fewer"
+                f"batch size {batch_size} exceeds the {len(source)} training images; use "
+                f"training.batch_size={len(source)} or fewer"
             )
         self.source = source
         self.config = config

@@ -103,7 +103,7 @@ def extract_features(
         raise InputError("there is no image to extract features from; give at least one")
     joined = store.joined()
     if not _finite(joined):
-        raise DivergedError("the encoder's embeddings are not finite; evaluate an earlier checkpoint")
+        raise DivergedError("the encoder's embeddings are not finite; evaluate other weights, or --checkpoint best")
     return joined
 
 
@@ -185,8 +185,7 @@ def check_classes(known: set[int], tested: set[int], classes: tuple[str, ...]) -
 def _check_labels(kind: str, labels: Int[Tensor, "n"], classes: tuple[str, ...]) -> None:
     if len(labels) == 0:
         raise InputError(
-            f"none of the {kind} images has a label; put the images of each class into a folder of its own, "
-            "or use an evaluation that needs no labels (crop-to-crop retrieval)"
+            f"none of the {kind} images has a label; put the images of each class into a folder of its own"
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= len(classes):

@@ -45,7 +45,7 @@ class Moments:
         Features that do not vary become 0. Raises DivergedError if what was seen is not finite.
         """
         if not self.products.isfinite().all():
-            raise DivergedError("the encoder's embeddings are not finite; evaluate an earlier checkpoint")
+            raise DivergedError("the encoder's embeddings are not finite; evaluate other weights, or --checkpoint best")
         mean = self.total / self.count
         covariance = self.products / self.count - torch.outer(mean, mean)
         variance, noise = covariance.diagonal(), self.products.diagonal() / self.count * 1e-12

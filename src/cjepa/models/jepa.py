@@ -39,7 +39,8 @@ class ModelConfig(Part):
     """What the predictor has to predict."""
     start: Path | None = None
     """Weights to go on from instead of random ones, for encoder and target encoder; the predictor starts anew. A run
-    folder, what cjepa export wrote, an I-JEPA checkpoint (.pth.tar), or weights of transformers or timm."""
+    folder, what cjepa export wrote as safetensors, transformers or timm, an I-JEPA checkpoint (.pth.tar), or weights of
+    transformers or timm."""
 
 
 class JEPA(nn.Module):

@@ -263,7 +263,7 @@ def _append(store: RowStore, pending: _Pending | None, line: Progress) -> None:
     bad = [image.index - batch.first for image in batch.unreadable]
     for output in pending.outputs.values():
         if not bool(output.isfinite().all()):
-            raise DivergedError("the encoder's embeddings are not finite; use an earlier checkpoint")
+            raise DivergedError("the encoder's embeddings are not finite; use other weights, or --checkpoint best")
         output[bad] = float("nan")
     for image in batch.unreadable:
         _log.warning("unreadable image, its row is empty: %s (%s)", image.name, image.reason)

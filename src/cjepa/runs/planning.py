@@ -54,6 +54,7 @@ class Plan:
     footprint: Footprint
     batch_size: int
     micro_batch: int
+    checkpoint_activations: bool
     process: float
     memory: float
     available: float
@@ -114,6 +115,7 @@ def plan(config: RunConfig, device: str, ranks: int, images: int | None) -> Plan
         footprint=needs,
         batch_size=batch,
         micro_batch=micro,
+        checkpoint_activations=config.training.checkpoint_activations,
         process=process,
         memory=process + needs.memory(share, micro, shards),
         available=available,

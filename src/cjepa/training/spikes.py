@@ -24,7 +24,7 @@ class SpikesConfig(Part):
     policy: Literal["log", "skip", "rollback"] = "log"
     """log: a warning. skip: the step changes nothing. rollback: back to the last checkpoint, leaving steps out."""
     threshold: float = Field(10.0, gt=0)
-    """Robust standard deviations above the median of the last 128 steps that make a spike (0.6745 z = MADs)."""
+    """Robust standard deviations above the median of the last 128 steps that make a spike; one is 1.4826 MAD."""
     left_out: int = Field(8, ge=1)
     """rollback: how many steps are left out, the one of the spike and those before it."""
 

@@ -28,5 +28,6 @@ def record_unreadable(
     if seen >= min(FEW_IMAGES, images) and bad > most * seen:
         raise InputError(
             f"data: {bad} of the first {seen} images could not be read, more than data.max_unreadable_share={most}; "
-            "they are listed in unreadable.jsonl: repair or remove them, or raise the share"
+            "they are listed in unreadable.jsonl. Repair or remove them and continue with --allow-change images, or "
+            "raise the share with --allow-change data.max_unreadable_share"
         )

@@ -51,7 +51,7 @@ def find_config(weights: Mapping[str, Tensor], heads: int | None, scale: float, 
     if heads is None and width not in known:
         raise InputError(
             f"{origin} does not say how many attention heads there are, and a width of {width} is that of no named "
-            "size; state them: cjepa.load_encoder(path, heads=...), or model.encoder.heads for a run"
+            "size; state them: --heads, in Python heads=..., or model.encoder.heads for a run"
         )
     try:
         return EncoderConfig(
