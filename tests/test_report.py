@@ -23,6 +23,7 @@ from cjepa.runs.recording import _Budget
 from cjepa.runs.report import read_run
 from cjepa.runs.report_facts import duration, facts_of, gave_up, judgement_of
 from cjepa.runs.snapshots import MOST, SnapshotStore, most_similar, thinned
+from cjepa.runs.visualizing import read_images
 from cjepa.training.checkpoint import CheckpointStore
 from cjepa.training.metrics import read_metrics
 from cjepa.training.rows import RowLog, read_rows
@@ -489,3 +490,13 @@ def test_what_cannot_be_drawn_is_refused(run: Path, images: Path, tmp_path: Path
 def test_a_single_file_is_drawn(run: Path, images: Path, tmp_path: Path) -> None:
     paths = visualize("masks", run, images / "a" / "0003.png", tmp_path)
     assert [path.name for path in paths] == ["masks.png", "masks.svg"]
+
+
+def test_of_a_folder_only_what_a_training_would_take_is_drawn(run: Path, images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(images / "a", folder / "a")
+    for name in ("@eaDir/0000.png", "a/._0000.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (48, 48), (255, 0, 0)).save(folder / name)
+    config = read_config(run)
+    assert torch.equal(read_images(config, folder), read_images(config, images / "a"))

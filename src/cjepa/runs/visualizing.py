@@ -15,7 +15,7 @@ from cjepa.build import When, Which, build_encoder, choose_device, find_checkpoi
 from cjepa.config import RunConfig
 from cjepa.data import NO_LABEL, EvaluationImages, UnreadableImageError, decode, open_source
 from cjepa.data.crops import centre_crop
-from cjepa.data.files import EXTENSIONS
+from cjepa.data.files import EXTENSIONS, is_hidden
 from cjepa.errors import InputError
 from cjepa.evaluation.monitor import some_images
 from cjepa.models.attention import attention_received
@@ -59,7 +59,7 @@ def read_images(config: RunConfig, images: Path) -> UInt8[Tensor, "n 3 H W"]:
     """The file, or the first images of a folder by name, as the run's evaluations see them."""
     if not images.exists():
         raise InputError(f"{images} does not exist; give an image or a folder of images")
-    paths = [images] if images.is_file() else sorted(p for p in images.rglob("*") if p.suffix.lower() in EXTENSIONS)
+    paths = [images] if images.is_file() else sorted(path for path in images.rglob("*") if _is_shown(path, images))
     crops: list[Tensor] = []
     for path in paths:
         if len(crops) == MOST:
@@ -74,6 +74,11 @@ def read_images(config: RunConfig, images: Path) -> UInt8[Tensor, "n 3 H W"]:
     if not crops:
         raise InputError(f"{images} holds no image that can be read; give an image or a folder of images")
     return torch.stack(crops)
+
+
+def _is_shown(path: Path, folder: Path) -> bool:
+    """Whether a file would be an image of a training: no thumbnails, and nothing else that systems leave."""
+    return path.suffix.lower() in EXTENSIONS and not any(map(is_hidden, path.relative_to(folder).parts))
 
 
 def _draw(
