@@ -256,6 +256,9 @@ def broken(shapes: Path, what: str) -> None:
             other = json.loads(train.read_text())
             other["annotations"] = [each for each in other["annotations"] if each["category_id"] == 3]
             train.write_text(json.dumps(other))
+        case "names":
+            first, second = content["categories"]
+            first["name"], second["name"] = second["name"], first["name"]
         case "text":
             path.write_text("[")
             return
@@ -274,6 +277,7 @@ def broken(shapes: Path, what: str) -> None:
         ("foreign", "has objects of image 99, which it does not list"),
         ("mask", "object 1 has no segmentation"),
         ("unseen", "no training object in .* has category 7"),
+        ("names", "category 3 is called 'disc' in instances_train.json, but 'square' in instances_val.json"),
         ("text", "cannot be read as COCO annotations"),
     ],
 )

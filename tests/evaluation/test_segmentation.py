@@ -304,6 +304,13 @@ def test_names_that_are_no_text_are_names(scenes: Path) -> None:
     assert len(open_segmentation_data(scenes, None, 255, None).train) == 12
 
 
+def test_what_systems_leave_beside_images_is_none(scenes: Path) -> None:
+    (scenes / "images" / "train" / "._00.png").write_bytes(b"\0")
+    (scenes / "images" / "train" / "@eaDir" / "00.png").mkdir(parents=True)
+    (scenes / "images" / "train" / "@eaDir" / "00.png" / "SYNOPHOTO_THUMB_M.jpg").write_bytes(b"\0")
+    assert len(open_segmentation_data(scenes, None, 255, None).train) == 12
+
+
 def test_test_images_without_masks_leave_those_of_val(scenes: Path) -> None:
     (scenes / "masks" / "test").rename(scenes / "masks" / "val")
     shutil.copytree(scenes / "images" / "test", scenes / "images" / "val")

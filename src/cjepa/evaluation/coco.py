@@ -82,6 +82,7 @@ def open_coco(root: Path) -> CocoData:
             "instances_val2017.json (or instances_train.json, instances_val.json) beside the folders of images"
         )
     train, test = (_split(root, name) for name in names)
+    _refuse_other_names(names, train, test)
     labels = tuple(sorted(train.index.cats))
     unseen = {each["category_id"] for each in test.index.anns.values()} - {
         each["category_id"] for each in train.index.anns.values()
@@ -94,6 +95,17 @@ def open_coco(root: Path) -> CocoData:
     digest = hashlib.sha256(b"".join(_annotations(root, name).read_bytes() for name in names))
     digest.update(fingerprint_of(split.path(image_id) for split in (train, test) for image_id in split.ids).encode())
     return CocoData(train, test, labels, digest.hexdigest()[:16])
+
+
+def _refuse_other_names(names: tuple[str, str], train: CocoSplit, test: CocoSplit) -> None:
+    """Some exporters number the categories of each split anew: then a number is another thing in the other file."""
+    for number, category in train.index.cats.items():
+        pair = [category.get("name"), test.index.cats.get(number, {}).get("name")]
+        if None not in pair and len({str(name).strip().casefold() for name in pair}) > 1:
+            raise InputError(
+                f"category {number} is called {pair[0]!r} in instances_{names[0]}.json, but {pair[1]!r} in instances_"
+                f"{names[1]}.json; number the categories of both alike"
+            )
 
 
 def _annotations(root: Path, split: str) -> Path:

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cjepa.data import UnreadableImageError, decode
 from cjepa.data.decoding import PILLOW_LIMIT
-from cjepa.data.files import EXTENSIONS
+from cjepa.data.files import EXTENSIONS, is_hidden
 from cjepa.errors import InputError
 from cjepa.evaluation.fingerprint import fingerprint_of
 
@@ -146,7 +146,11 @@ def _pairs(root: Path) -> tuple[tuple[Pair, ...], tuple[Pair, ...], bool]:
 
 
 def _pairs_of(images: Path, masks: Path) -> tuple[Pair, ...]:
-    found = sorted(path for path in images.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    found = sorted(
+        path
+        for path in images.rglob("*")
+        if path.suffix.lower() in EXTENSIONS and not any(map(is_hidden, path.relative_to(images).parts))
+    )
     if not found:
         raise InputError(f"{images} holds no images; put the images of this split there")
     pairs = [Pair(image, (masks / image.relative_to(images)).with_suffix(".png")) for image in found]
