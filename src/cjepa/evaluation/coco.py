@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from cjepa.data import UnreadableImageError, decode
-from cjepa.data.decoding import PILLOW_LIMIT
+from cjepa.data.decoding import PILLOW_LIMIT, stored_size
 from cjepa.errors import InputError
 from cjepa.evaluation.fingerprint import fingerprint_of
 
@@ -140,6 +140,10 @@ def _split(root: Path, name: str) -> CocoSplit:
         )
     _complete(index)
     split = CocoSplit(images, index, ids)
+    for each in ids:
+        entry = index.imgs[each]
+        if stored_size(split.path(each)) != (entry["width"], entry["height"]):
+            split.load(each)  # an InputError, unless EXIF turns it
     if not any(split.objects(each) for each in ids):
         but = " but crowds or empty ones" if objects else ""
         raise InputError(f"{path} holds no objects{but}; detection needs boxes and masks to learn from and to score")

@@ -90,9 +90,7 @@ def _choice(labels: Int[np.ndarray, "n"], counts: dict[int, int], draw: int) -> 
     return np.concatenate([members[label][np.argsort(order[members[label]])[:n]] for label, n in counts.items()])
 
 
-def _accuracy(
-    config: LowshotConfig, features: LabelledFeatures, centre: Centre, chosen: Int[np.ndarray, "k"]
-) -> float:
+def _accuracy(config: LowshotConfig, features: LabelledFeatures, centre: Centre, chosen: Int[np.ndarray, "k"]) -> float:
     """Percent of the test images right; of features that lie on the disk a block is in memory at a time."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
