@@ -127,6 +127,17 @@ def test_what_was_written_is_prepared_for_as_it_was(
     assert open_weights(folder / opened).states_normalisation
 
 
+@pytest.mark.parametrize("share", [0.9, 0.95])
+def test_a_share_that_a_processor_rounds_to_pixels_comes_back(share: float, tmp_path: Path) -> None:
+    written = write(TransformersConfig(), pretrained(crop=share), tmp_path / "out")
+    assert open_weights(written.folder).preparation.evaluation_crop == share
+    path = written.folder / "preprocessor_config.json"
+    changed = json.loads(path.read_text()) | {"size": {"shortest_edge": 32}, "image_mean": [0.0, 0.0, 0.0]}
+    path.write_text(json.dumps(changed))
+    assert open_weights(written.folder).preparation.evaluation_crop == 24 / 32
+    assert open_weights(written.folder).preparation.mean == (0.0, 0.0, 0.0)
+
+
 @pytest.mark.parametrize("noted", ["nonsense", "[1, 2]", '{"mean": [0.1, 0.2, 0.3], "std": [0.0, 1.0, 1.0]}'])
 def test_a_preparation_that_cannot_be_is_not_taken(noted: str, tmp_path: Path) -> None:
     write(TimmConfig(), pretrained(), tmp_path / "out")

@@ -56,7 +56,11 @@ def _prepared(folder: Path, found: Weights) -> Weights:
     mean, std = values.get("image_mean"), values.get("image_std")
     if values.get("do_normalize") is False:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return _rescaled(with_preparation(found, mean, std, _crop(values), str(path)), values, path)
+    crop = _crop(values)
+    noted = found.preparation.evaluation_crop
+    if found.states_normalisation and abs(1 / crop - 1 / noted) * found.preparation.image_size[0] <= 1:
+        crop = noted  # the processor has it in whole pixels
+    return _rescaled(with_preparation(found, mean, std, crop, str(path)), values, path)
 
 
 def _rescaled(found: Weights, values: Mapping[str, Any], path: Path) -> Weights:
