@@ -315,6 +315,13 @@ def test_masks_that_are_only_tested_on_are_refused_before_anything_is_trained(
         open_segmentation(SegmentationConfig.model_validate({"data": scenes} | keys), DATA)
 
 
+def test_test_masks_without_any_label_are_refused_before_anything_is_trained(scenes: Path) -> None:
+    for path in (scenes / "masks" / "test").iterdir():
+        Image.fromarray(np.full((36, 28), 255, dtype=np.uint8)).save(path)
+    with pytest.raises(InputError, match=r"no test mask in .* holds a label but 255; there is nothing to score"):
+        open_segmentation_data(scenes, None, 255, None)
+
+
 def test_images_that_are_turned_by_their_exif_fit_their_masks(scenes: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6

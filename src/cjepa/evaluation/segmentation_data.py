@@ -114,9 +114,14 @@ def open_segmentation_data(
     shift = int(ade if zero_is_unlabelled is None else zero_is_unlabelled)
     looked = [_look_at(part) for part in (train, test)]
     found = [each.labels - {unlabelled} - ({0} if shift else set()) for each in looked]
+    if not found[0] | found[1]:
+        raise InputError(f"no mask in {root} holds a label but {unlabelled}; there is nothing to learn or to score")
+    if not found[1]:
+        raise InputError(
+            f"no test mask in {root} holds a label but {unlabelled}; there is nothing to score: add labels, or correct "
+            "`unlabelled`"
+        )
     if classes is None:
-        if not found[0] | found[1]:
-            raise InputError(f"no mask in {root} holds a label but {unlabelled}; there is nothing to learn or to score")
         classes = max(found[0] | found[1]) - shift + 1
     if classes < 2 or classes > UNSCORED:
         raise InputError(f"{root} has {classes} classes of pixels; between 2 and {UNSCORED} can be told apart")
