@@ -131,8 +131,8 @@ def open_segmentation_data(
             f"no training mask in {root} holds label {unseen[0]}, which test masks hold; add such images, or name it "
             "unlabelled if it stands for no class"
         )
-    sizes = (each.sizes for each in looked)
-    data = SegmentationData(train, test, classes, unlabelled, shift, *sizes, fingerprint_of(chain(*train, *test)))
+    fingerprint = fingerprint_of(chain(*train, *test))
+    data = SegmentationData(train, test, classes, unlabelled, shift, looked[0].sizes, looked[1].sizes, fingerprint)
     # What training or, after it, testing would end at: these say what is wrong with the first one.
     if any(not 0 <= label - shift < classes for label in found[0] | found[1]):
         for pair in chain(train, test):
