@@ -157,6 +157,24 @@ def test_the_card_names_the_objective_and_no_folder_of_the_cache(run: Path, tmp_
     assert "by C-JEPA" not in card.summary
 
 
+def test_the_card_tells_evaluations_of_one_name_apart_and_what_their_percent_are_of(run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    row = next(row for row in read_rows(run / "evaluations.jsonl") if row["encoder"] == "target")
+    four = row | {"protocol": row["protocol"] | {"pooling": {"layers": 4, "norm": "patches"}}}
+    protocol = {"name": "video", "context": 7, "sequences": 2, "frames": 12}
+    video = row | {"name": "video", "protocol": protocol, "values": {"JF_mean": 40.0}}
+    with (other / "evaluations.jsonl").open("a") as file:
+        file.writelines(json.dumps(each) + "\n" for each in (four, video))
+    titles = [table.title for table in card_of(other).results][-3:]
+    images = f"knn, percent of {row['protocol']['test_images']} test images"
+    assert titles == [
+        f'{images} (pooling {{"layers": 1, "norm": "patches"}})',
+        f'{images} (pooling {{"layers": 4, "norm": "patches"}})',
+        "video, percent",
+    ]
+    assert [table.title for table in card_of(run).results][-1] == images
+
+
 def test_the_card_of_weights_in_the_working_directory_has_a_name(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +212,7 @@ def test_the_card_names_the_method_that_trained_it(
     assert f"Pre-trained by {method} on unlabelled images" in card
     head = yaml.safe_load(card.split("---")[1])
     assert head["tags"] == ["self-supervised-learning", *tags, "vision-transformer"]
+    assert ("predict masked patches trail" in card) == ("jepa" in tags), "no fault of two-view methods"
     assert "stored for this size; at others the library interpolates them" in card
     export_run(copy, SafetensorsConfig(), tmp_path / "ours")
     assert "computed for whatever grid comes" in (tmp_path / "ours" / "README.md").read_text()

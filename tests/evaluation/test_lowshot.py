@@ -5,11 +5,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
+from torch import Tensor
 
 from cjepa.errors import InputError
 from cjepa.evaluation import lowshot
 from cjepa.evaluation.features import LabelledFeatures
+from cjepa.evaluation.knn import Centre, directions
 from cjepa.evaluation.lowshot import LowshotConfig, lowshot_accuracy
+from cjepa.evaluation.storage import row_blocks
 
 
 def clusters(train: int = 300, test: int = 150, classes: int = 3, noise: float = 1.0) -> LabelledFeatures:
@@ -57,6 +60,21 @@ def test_perfect_and_random_features() -> None:
     random = LabelledFeatures(noise[:900], labels, noise[900:], labels, tuple("abc"))
     for name, value in lowshot_accuracy(LowshotConfig(), random).items():
         assert value < 5 if name.endswith("_std") else value == pytest.approx(100 / 3, abs=5)
+
+
+def test_features_on_the_disk_are_never_in_memory_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, config = clusters(), LowshotConfig(shares=(0.1,), per_class=(4,))
+    expected, rows = lowshot_accuracy(config, data), []
+
+    def recorded(features: Tensor, centre: Centre | None) -> Tensor:
+        rows.append(len(features))
+        return directions(features, centre)
+
+    monkeypatch.setattr(lowshot, "directions", recorded)
+    monkeypatch.setattr(lowshot, "row_blocks", lambda features: row_blocks(features, 16 * 40))
+    assert lowshot_accuracy(config, data) == expected
+    assert max(rows) <= 40
+    assert sum(rows) == 3 * (30 + 150) + 3 * (12 + 150), "labelled and test images of every draw"
 
 
 def test_too_few_images_of_a_class() -> None:

@@ -81,7 +81,9 @@ def test_unusable_input_is_refused(scenes: Path) -> None:
     with pytest.raises(InputError, match="only 12 training images or patches; ask for fewer"):
         few.measure(small_encoder(), Work())
     for path in (scenes / "masks" / "test").iterdir():
-        Image.fromarray(np.full((36, 28), 255, dtype=np.uint8)).save(path)
+        mask = np.full((36, 28), 255, dtype=np.uint8)
+        mask[0, 0] = 0  # most pixels of its patch have no class
+        Image.fromarray(mask).save(path)
     empty = open_patch_retrieval(PatchRetrievalConfig(data=scenes), DATA)
     with pytest.raises(InputError, match="no patch of the masks has a class"):
         empty.measure(small_encoder(), Work())

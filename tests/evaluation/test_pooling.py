@@ -112,7 +112,7 @@ def test_baselines_that_do_not_fit_lie_on_the_disk_too_and_tell_how_far_they_are
 def test_a_full_disk_is_an_input_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "FITS", 100)
     store = storage.FeatureStore(10, tmp_path / "missing")
-    with pytest.raises(InputError, match="make room there"):
+    with pytest.raises(InputError, match="make room there, or work on a copy in a folder that you may write to"):
         store.append(torch.zeros(2, 50))
 
 

@@ -196,9 +196,8 @@ def test_ade20k_s_layout(tmp_path: Path) -> None:
 def test_the_unlabelled_class_is_no_class(scenes: Path) -> None:
     data = open_segmentation_data(scenes, None, 255, None)
     assert data.classes == 3
-    fewer = open_segmentation_data(scenes, 2, 2, None)
     with pytest.raises(InputError, match="has the label 255"):
-        fewer.load(fewer.train[0])
+        open_segmentation_data(scenes, 2, 2, None)
 
 
 def test_the_pyramid_s_scales() -> None:
@@ -301,6 +300,41 @@ def test_names_that_are_no_text_are_names(scenes: Path) -> None:
     for folder in ("images", "masks"):
         path = scenes / folder / "train" / "00.png"
         path.rename(path.with_name(os.fsdecode(b"\xff\xfe 0.png")))
+    assert len(open_segmentation_data(scenes, None, 255, None).train) == 12
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"), [({}, "9 x 10 pixels, its image 28 x 36"), ({"classes": 3}, "02.png has the label 3, but")]
+)
+def test_masks_that_are_only_tested_on_are_refused_before_anything_is_trained(
+    scenes: Path, keys: dict[str, object], message: str
+) -> None:
+    labels = np.full((36, 28) if keys else (10, 9), 3 if keys else 0, dtype=np.uint8)
+    Image.fromarray(labels).save(scenes / "masks" / "test" / "02.png")
+    with pytest.raises(InputError, match=message):
+        open_segmentation(SegmentationConfig.model_validate({"data": scenes} | keys), DATA)
+
+
+def test_test_masks_without_any_label_are_refused_before_anything_is_trained(scenes: Path) -> None:
+    for path in (scenes / "masks" / "test").iterdir():
+        Image.fromarray(np.full((36, 28), 255, dtype=np.uint8)).save(path)
+    with pytest.raises(InputError, match=r"no test mask in .* holds a label but 255; there is nothing to score"):
+        open_segmentation_data(scenes, None, 255, None)
+
+
+def test_images_that_are_turned_by_their_exif_fit_their_masks(scenes: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    path = scenes / "images" / "test" / "02.png"
+    Image.new("RGB", (36, 28)).save(path, exif=turned)
+    data = open_segmentation_data(scenes, None, 255, None)
+    assert data.load(data.test[2])[0].size == (28, 36)
+
+
+def test_what_systems_leave_beside_images_is_none(scenes: Path) -> None:
+    (scenes / "images" / "train" / "._00.png").write_bytes(b"\0")
+    (scenes / "images" / "train" / "@eaDir" / "00.png").mkdir(parents=True)
+    (scenes / "images" / "train" / "@eaDir" / "00.png" / "SYNOPHOTO_THUMB_M.jpg").write_bytes(b"\0")
     assert len(open_segmentation_data(scenes, None, 255, None).train) == 12
 
 

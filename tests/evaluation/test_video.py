@@ -14,6 +14,7 @@ from PIL import Image
 
 from cjepa.data import DataConfig, FolderConfig
 from cjepa.errors import InputError, StoppedEarly
+from cjepa.evaluation.davis import open_davis
 from cjepa.evaluation.davis_scores import (
     VOID,
     contour_accuracy,
@@ -195,6 +196,18 @@ def looking_encoder() -> PretrainedEncoder:
 
 def task(davis: Path) -> VideoTask:
     return open_video(VideoConfig(data=davis, shorter_side=None, radius=4), DATA)
+
+
+def test_frames_are_in_the_order_of_their_numbers_and_copies_of_macos_are_none(tmp_path: Path) -> None:
+    write_video(tmp_path, "long", frames=11)
+    for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
+        place = tmp_path / folder / "480p" / "long"
+        for index in range(11):
+            (place / f"{index:05d}.{suffix}").rename(place / f"frame-{index}.{suffix}")
+        (place / f"._frame-0.{suffix}").write_bytes(b"\0")
+    [sequence] = open_davis(tmp_path, "val", "480p")
+    assert [path.stem for path in sequence.frames] == [f"frame-{index}" for index in range(11)]
+    assert [path.stem for path in sequence.masks] == [f"frame-{index}" for index in range(11)]
 
 
 def test_masks_follow_what_moves(davis: Path) -> None:

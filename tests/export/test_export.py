@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import cjepa
 from cjepa.config import parts_of
@@ -35,6 +36,7 @@ from cjepa.export.parity import Difference, compare
 from cjepa.export.traceable import TraceableEncoder
 from cjepa.models import EncoderConfig
 from cjepa.models.pretrained import PretrainedEncoder, normalise
+from cjepa.models.weights import open_weights
 from tests.encoders import CONFIG, MEAN, STD, pixels, pretrained, transformer
 
 SCALED = CONFIG.model_copy(update={"position_scale": 0.5})
@@ -101,6 +103,48 @@ def test_an_export_knows_the_random_start(config: AnyExport, tmp_path: Path) -> 
         values = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(values | {"cjepa_patch_projection": ["nonsense"]}))
         assert cjepa.load_encoder(folder).encoder.config.patch_projection == "reference"
+
+
+@pytest.mark.parametrize("config", [SafetensorsConfig(), TransformersConfig(), TimmConfig()])
+def test_an_export_knows_that_the_random_start_was_divided_by_depth(config: AnyExport, tmp_path: Path) -> None:
+    encoder = pretrained(CONFIG.model_copy(update={"rescale_depth": True}))
+    assert cjepa.load_encoder(write(config, encoder, tmp_path / "out").folder).encoder.config.rescale_depth
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 32)])
+@pytest.mark.parametrize(
+    ("config", "opened"),
+    [(SafetensorsConfig(), "."), (TransformersConfig(), "."), (TimmConfig(), "."), (TimmConfig(), "model.safetensors")],
+)
+def test_what_was_written_is_prepared_for_as_it_was(
+    config: AnyExport, opened: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    """Other means and deviations are other images to an encoder, and nothing would say so."""
+    encoder = pretrained(size=size)
+    encoder.mean, encoder.std, encoder.evaluation_crop = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), 0.5
+    folder = write(config, encoder, tmp_path / "out").folder
+    assert open_weights(folder / opened).preparation == encoder.preparation
+    assert open_weights(folder / opened).states_normalisation
+
+
+@pytest.mark.parametrize("share", [0.9, 0.95])
+def test_a_share_that_a_processor_rounds_to_pixels_comes_back(share: float, tmp_path: Path) -> None:
+    written = write(TransformersConfig(), pretrained(crop=share), tmp_path / "out")
+    assert open_weights(written.folder).preparation.evaluation_crop == share
+    path = written.folder / "preprocessor_config.json"
+    changed = json.loads(path.read_text()) | {"size": {"shortest_edge": 32}, "image_mean": [0.0, 0.0, 0.0]}
+    path.write_text(json.dumps(changed))
+    assert open_weights(written.folder).preparation.evaluation_crop == 24 / 32
+    assert open_weights(written.folder).preparation.mean == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("noted", ["nonsense", "[1, 2]", '{"mean": [0.1, 0.2, 0.3], "std": [0.0, 1.0, 1.0]}'])
+def test_a_preparation_that_cannot_be_is_not_taken(noted: str, tmp_path: Path) -> None:
+    write(TimmConfig(), pretrained(), tmp_path / "out")
+    path = tmp_path / "out" / "model.safetensors"
+    save_file(load_file(path), path, {"format": "pt", "heads": str(CONFIG.heads), "cjepa_preparation": noted})
+    with pytest.raises(InputError, match="cjepa_preparation"):
+        open_weights(path)
 
 
 def test_the_lines_of_the_card_lead_from_an_image_to_patches(tmp_path: Path) -> None:

@@ -61,6 +61,18 @@ def decode(source: Path | bytes, max_pixels: int) -> Image.Image:
         raise UnreadableImageError(f"damaged ({type(error).__name__}: {error})") from error
 
 
+def stored_size(path: Path) -> tuple[int, int] | None:
+    """Width and height in the header of an image file, before EXIF turns it; None where there is nothing to read."""
+    if not path.is_file():
+        return None
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
+            warnings.simplefilter("ignore")
+            return image.size
+    except Exception:  # whatever Pillow raises of it, decode says why
+        return None
+
+
 def _decode(source: Path | bytes, max_pixels: int) -> Image.Image:
     if isinstance(source, Path):
         if not source.is_file():  # opening a FIFO would wait for ever

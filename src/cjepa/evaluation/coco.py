@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from cjepa.data import UnreadableImageError, decode
-from cjepa.data.decoding import PILLOW_LIMIT
+from cjepa.data.decoding import PILLOW_LIMIT, stored_size
 from cjepa.errors import InputError
 from cjepa.evaluation.fingerprint import fingerprint_of
 
@@ -82,6 +82,7 @@ def open_coco(root: Path) -> CocoData:
             "instances_val2017.json (or instances_train.json, instances_val.json) beside the folders of images"
         )
     train, test = (_split(root, name) for name in names)
+    _refuse_other_names(names, train, test)
     labels = tuple(sorted(train.index.cats))
     unseen = {each["category_id"] for each in test.index.anns.values()} - {
         each["category_id"] for each in train.index.anns.values()
@@ -94,6 +95,17 @@ def open_coco(root: Path) -> CocoData:
     digest = hashlib.sha256(b"".join(_annotations(root, name).read_bytes() for name in names))
     digest.update(fingerprint_of(split.path(image_id) for split in (train, test) for image_id in split.ids).encode())
     return CocoData(train, test, labels, digest.hexdigest()[:16])
+
+
+def _refuse_other_names(names: tuple[str, str], train: CocoSplit, test: CocoSplit) -> None:
+    """Some exporters number the categories of each split anew: then a number is another thing in the other file."""
+    for number, category in train.index.cats.items():
+        pair = [category.get("name"), test.index.cats.get(number, {}).get("name")]
+        if None not in pair and len({str(name).strip().casefold() for name in pair}) > 1:
+            raise InputError(
+                f"category {number} is called {pair[0]!r} in instances_{names[0]}.json, but {pair[1]!r} in instances_"
+                f"{names[1]}.json; number the categories of both alike"
+            )
 
 
 def _annotations(root: Path, split: str) -> Path:
@@ -128,6 +140,10 @@ def _split(root: Path, name: str) -> CocoSplit:
         )
     _complete(index)
     split = CocoSplit(images, index, ids)
+    for each in ids:
+        entry = index.imgs[each]
+        if stored_size(split.path(each)) != (entry["width"], entry["height"]):
+            split.load(each)  # an InputError, unless EXIF turns it
     if not any(split.objects(each) for each in ids):
         but = " but crowds or empty ones" if objects else ""
         raise InputError(f"{path} holds no objects{but}; detection needs boxes and masks to learn from and to score")

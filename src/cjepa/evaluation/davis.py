@@ -1,5 +1,6 @@
 """Videos with masks in the layout of DAVIS 2017."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from cjepa.data import UnreadableImageError, decode
 from cjepa.data.decoding import PILLOW_LIMIT
+from cjepa.data.files import is_hidden
 from cjepa.errors import InputError
 from cjepa.evaluation.davis_scores import VOID
 from cjepa.evaluation.segmentation_data import read_mask
@@ -70,7 +72,8 @@ def open_davis(root: Path, split: str, resolution: str) -> tuple[Sequence, ...]:
 
 
 def _sequence(root: Path, name: str, resolution: str) -> Sequence:
-    frames = sorted((root / "JPEGImages" / resolution / name).glob("*.jpg"))
+    found = (root / "JPEGImages" / resolution / name).glob("*.jpg")
+    frames = sorted((path for path in found if not is_hidden(path.name)), key=_in_time)
     annotations = root / "Annotations" / resolution / name
     if len(frames) < FEWEST_FRAMES:
         raise InputError(
@@ -85,3 +88,8 @@ def _sequence(root: Path, name: str, resolution: str) -> Sequence:
             "frame is scored, so take a split with public annotations (val)"
         )
     return Sequence(name, tuple(frames), tuple(masks))
+
+
+def _in_time(frame: Path) -> list[str | int]:
+    """Numbers in a name count as numbers, 2 before 10; DAVIS's have equally many digits, so its order is the same."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", frame.stem)]

@@ -5,13 +5,14 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from pydantic import Field, model_validator
 
 from cjepa.errors import InputError
 from cjepa.evaluation.features import LabelledFeatures, constant_dimensions
 from cjepa.evaluation.knn import Centre, directions
 from cjepa.evaluation.pooling import LAST_LAYER, PoolingConfig
+from cjepa.evaluation.storage import row_blocks
 from cjepa.randomness import Stream, uniform_rows
 from cjepa.types import Part
 
@@ -52,8 +53,7 @@ def lowshot_accuracy(config: LowshotConfig, features: LabelledFeatures) -> dict[
     every encoder; the standard deviation is over these draws. Raises InputError if a class has fewer images.
     """
     centre = Centre(features.train.mean(0), ~constant_dimensions(features.train))
-    train, test = (directions(part, centre).numpy() for part in (features.train, features.test))
-    labels, test_labels = features.train_labels.numpy(), features.test_labels.numpy()
+    labels = features.train_labels.numpy()
     wanted = {f"lowshot_{100 * share:g}_percent": _of_each_class(labels, share) for share in config.shares}
     for count in config.per_class:
         _check_enough(features, count)
@@ -63,7 +63,7 @@ def lowshot_accuracy(config: LowshotConfig, features: LabelledFeatures) -> dict[
         accuracies = []
         for draw in range(config.draws):
             chosen = _choice(labels, counts, draw)
-            accuracies.append(_accuracy(config, train[chosen], labels[chosen], test, test_labels))
+            accuracies.append(_accuracy(config, features, centre, chosen))
         values[name] = float(np.mean(accuracies))
         values[f"{name}_std"] = float(np.std(accuracies, ddof=1))
     return values
@@ -90,19 +90,19 @@ def _choice(labels: Int[np.ndarray, "n"], counts: dict[int, int], draw: int) -> 
     return np.concatenate([members[label][np.argsort(order[members[label]])[:n]] for label, n in counts.items()])
 
 
-def _accuracy(
-    config: LowshotConfig,
-    train: Float[np.ndarray, "k D"],
-    labels: Int[np.ndarray, "k"],
-    test: Float[np.ndarray, "m D"],
-    test_labels: Int[np.ndarray, "m"],
-) -> float:
+def _accuracy(config: LowshotConfig, features: LabelledFeatures, centre: Centre, chosen: Int[np.ndarray, "k"]) -> float:
+    """Percent of the test images right; of features that lie on the disk a block is in memory at a time."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    classifier = LogisticRegression(C=1 / (config.regularisation * len(train)), max_iter=config.max_iterations)
+    classifier = LogisticRegression(C=1 / (config.regularisation * len(chosen)), max_iter=config.max_iterations)
+    labelled = directions(features.train[chosen], centre).numpy()
     with warnings.catch_warnings():
         # Stopping early is part of the protocol (max_iterations), not something the user can act on.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        classifier.fit(train, labels)
-    return 100 * float((classifier.predict(test) == test_labels).mean())
+        classifier.fit(labelled, features.train_labels[chosen].numpy())
+    blocks = row_blocks(features.test)
+    labels = features.test_labels.split([len(block) for block in blocks])
+    found = (classifier.predict(directions(block, centre).numpy()) for block in blocks)
+    right = sum(int((each == truth.numpy()).sum()) for each, truth in zip(found, labels, strict=True))
+    return 100 * right / len(features.test)

@@ -10,8 +10,8 @@ from jaxtyping import Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from cjepa.data import UnreadableImageError, decode
-from cjepa.data.decoding import PILLOW_LIMIT
-from cjepa.data.files import EXTENSIONS
+from cjepa.data.decoding import PILLOW_LIMIT, stored_size
+from cjepa.data.files import EXTENSIONS, is_hidden
 from cjepa.errors import InputError
 from cjepa.evaluation.fingerprint import fingerprint_of
 
@@ -102,20 +102,26 @@ def read_mask(path: Path) -> Int[np.ndarray, "H W"]:
 def open_segmentation_data(
     root: Path, classes: int | None, unlabelled: int, zero_is_unlabelled: bool | None
 ) -> SegmentationData:
-    """The pairs below a folder, every mask looked at.
+    """The pairs below a folder, every mask and the size of every image looked at.
 
     Two layouts: images/{train,val or test} with masks/..., and ADE20K's images/{training,validation} with
     annotations/..., where 0 means unlabelled and classes count from 1 (zero_is_unlabelled: None takes what the layout
     says). A mask has the name of its image and ends in .png. classes: None takes the largest label found. Raises
-    InputError where masks are missing, hold no label, or hold classes in the test images that were never trained on.
+    InputError where masks are missing, have another size than their image, hold no label, labels out of range, or
+    classes in the test images that were never trained on.
     """
     train, test, ade = _pairs(root)
     shift = int(ade if zero_is_unlabelled is None else zero_is_unlabelled)
-    looked = [_look_at([pair.mask for pair in part]) for part in (train, test)]
-    found = [labels - {unlabelled} - ({0} if shift else set()) for labels, _ in looked]
+    looked = [_look_at(part) for part in (train, test)]
+    found = [each.labels - {unlabelled} - ({0} if shift else set()) for each in looked]
+    if not found[0] | found[1]:
+        raise InputError(f"no mask in {root} holds a label but {unlabelled}; there is nothing to learn or to score")
+    if not found[1]:
+        raise InputError(
+            f"no test mask in {root} holds a label but {unlabelled}; there is nothing to score: add labels, or correct "
+            "`unlabelled`"
+        )
     if classes is None:
-        if not found[0] | found[1]:
-            raise InputError(f"no mask in {root} holds a label but {unlabelled}; there is nothing to learn or to score")
         classes = max(found[0] | found[1]) - shift + 1
     if classes < 2 or classes > UNSCORED:
         raise InputError(f"{root} has {classes} classes of pixels; between 2 and {UNSCORED} can be told apart")
@@ -125,9 +131,15 @@ def open_segmentation_data(
             f"no training mask in {root} holds label {unseen[0]}, which test masks hold; add such images, or name it "
             "unlabelled if it stands for no class"
         )
-    return SegmentationData(
-        train, test, classes, unlabelled, shift, looked[0][1], looked[1][1], fingerprint_of(chain(*train, *test))
-    )
+    fingerprint = fingerprint_of(chain(*train, *test))
+    data = SegmentationData(train, test, classes, unlabelled, shift, looked[0].sizes, looked[1].sizes, fingerprint)
+    # What training or, after it, testing would end at: these say what is wrong with the first one.
+    if any(not 0 <= label - shift < classes for label in found[0] | found[1]):
+        for pair in chain(train, test):
+            data.labels(pair.mask)
+    for pair in chain(*(each.doubtful for each in looked)):
+        data.load(pair)
+    return data
 
 
 def _pairs(root: Path) -> tuple[tuple[Pair, ...], tuple[Pair, ...], bool]:
@@ -146,7 +158,11 @@ def _pairs(root: Path) -> tuple[tuple[Pair, ...], tuple[Pair, ...], bool]:
 
 
 def _pairs_of(images: Path, masks: Path) -> tuple[Pair, ...]:
-    found = sorted(path for path in images.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    found = sorted(
+        path
+        for path in images.rglob("*")
+        if path.suffix.lower() in EXTENSIONS and not any(map(is_hidden, path.relative_to(images).parts))
+    )
     if not found:
         raise InputError(f"{images} holds no images; put the images of this split there")
     pairs = [Pair(image, (masks / image.relative_to(images)).with_suffix(".png")) for image in found]
@@ -159,12 +175,23 @@ def _pairs_of(images: Path, masks: Path) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
-def _look_at(masks: list[Path]) -> tuple[set[int], frozenset[Size]]:
-    """The numbers that some mask holds, and the sizes that masks have."""
-    found: set[int] = set()
+class _Looked(NamedTuple):
+    """The numbers that some mask holds, the sizes that masks have, and pairs whose image seems to have another."""
+
+    labels: set[int]
+    sizes: frozenset[Size]
+    doubtful: list[Pair]
+
+
+def _look_at(pairs: tuple[Pair, ...]) -> _Looked:
+    labels: set[int] = set()
     sizes: set[Size] = set()
-    for path in masks:
-        mask = read_mask(path)
-        found |= set(np.unique(mask).tolist())
-        sizes.add((mask.shape[1], mask.shape[0]))
-    return found, frozenset(sizes)
+    doubtful = []
+    for pair in pairs:
+        mask = read_mask(pair.mask)
+        size = (mask.shape[1], mask.shape[0])
+        labels |= set(np.unique(mask).tolist())
+        sizes.add(size)
+        if stored_size(pair.image) != size:  # or EXIF turns it, which decoding tells
+            doubtful.append(pair)
+    return _Looked(labels, frozenset(sizes), doubtful)

@@ -51,7 +51,8 @@ class FeatureStore:
                 mapped = np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
         except OSError as error:
             raise InputError(
-                f"the features need {size / 2**30:.1f} GiB in {self._scratch}: {error.strerror}; make room there"
+                f"the features need {size / 2**30:.1f} GiB in {self._scratch}: {error.strerror}; make room there, or "
+                "work on a copy in a folder that you may write to"
             ) from error
         with torch.inference_mode(False):
             return torch.from_numpy(mapped)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from cjepa.export.parity import Difference, compare, probe
 from cjepa.export.transformers_folder import grid
 from cjepa.models.pretrained import PretrainedEncoder
-from cjepa.models.weights.contents import PROJECTION
+from cjepa.models.weights.contents import notes
 from cjepa.models.weights.folder import CONFIG, TENSORS
 from cjepa.models.weights.names import to_vit
 from cjepa.models.weights.timm import HEADS
@@ -62,8 +62,9 @@ def write_timm(encoder: PretrainedEncoder, folder: Path) -> None:
     """Write the encoder into an existing folder."""
     config = encoder.encoder.config
     weights = to_vit(encoder.encoder.state_dict(), config, grid(encoder))
-    noted = {HEADS: str(config.heads), PROJECTION: config.patch_projection}
-    save_file(weights, folder / TENSORS, metadata={"format": "pt", **noted})
+    noted = {HEADS: config.heads} | notes(config, encoder.preparation)
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in noted.items()}
+    save_file(weights, folder / TENSORS, metadata={"format": "pt", **texts})
     name, arguments = architecture(encoder)
     values = {
         "architecture": name,

@@ -16,7 +16,7 @@ from cjepa.export.parity import Difference, compare, probe
 from cjepa.models.blocks import NORM_EPSILON
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.models.vit import CHANNELS
-from cjepa.models.weights.contents import PROJECTION
+from cjepa.models.weights.contents import notes
 from cjepa.models.weights.folder import CONFIG
 from cjepa.models.weights.names import to_transformers
 from cjepa.models.weights.transformers import PROCESSOR
@@ -63,7 +63,7 @@ def write_transformers(encoder: PretrainedEncoder, folder: Path) -> None:
     weights = to_transformers(encoder.encoder.state_dict(), names, config, grid(encoder))
     model.load_state_dict(weights)  # strict: none of its own random weights is left
     model.save_pretrained(folder, max_shard_size="1000GB")
-    values = json.loads((folder / CONFIG).read_text(encoding="utf-8")) | {PROJECTION: config.patch_projection}
+    values = json.loads((folder / CONFIG).read_text(encoding="utf-8")) | notes(config, encoder.preparation)
     (folder / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if is_square(encoder):
         (folder / PROCESSOR).write_text(json.dumps(processor(encoder), indent=2) + "\n", encoding="utf-8")

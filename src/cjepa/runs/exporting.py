@@ -18,6 +18,7 @@ from cjepa.build import (
     untrained_encoder,
 )
 from cjepa.config import RunConfig, dump_yaml
+from cjepa.evaluation.labelled import counts_images
 from cjepa.export import AnyExport, Export, citations, export_encoder
 from cjepa.export.card import Card, Table, number, render_card
 from cjepa.models.pretrained import PretrainedEncoder
@@ -164,13 +165,22 @@ def _results(path: Path, checkpoint: When, heads: int | None) -> list[Table]:
         if row["values"] and (row["encoder"] not in _ENCODERS or row.get("digest") in here):
             key = f"{row['name']} {json.dumps(row['protocol'], sort_keys=True)}"
             tables.setdefault(key, {})[_features(row)] = row
-    return [_table(list(rows.values())) for rows in tables.values() if any(row.get("digest") for row in rows.values())]
+    known = [list(rows.values()) for rows in tables.values() if any(row.get("digest") for row in rows.values())]
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for rows in known:
+        alike.setdefault(rows[0]["name"], []).append(rows[0]["protocol"])
+    return [_table(rows, alike[rows[0]["name"]]) for rows in known]
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+def _table(rows: list[dict[str, Any]], alike: list[dict[str, Any]]) -> Table:
+    """alike: protocols of the tables of this name; what they differ in is in the title."""
     first = rows[0]
+    protocol = first["protocol"]
+    images = f" of {protocol.get('test_images', '?')} test images" if counts_images(protocol) else ""
+    differing = [key for key in protocol if any(other.get(key) != protocol[key] for other in alike)]
+    telling = ", ".join(f"{key} {json.dumps(protocol[key])}" for key in differing)
     return Table(
-        f"{first['name']}, percent of {first['protocol'].get('test_images', '?')} test images",
+        f"{first['name']}, percent{images}" + (f" ({telling})" if telling else ""),
         ["features", *first["values"]],
         [[_features(row), *(number(value) for value in row["values"].values())] for row in rows],
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, get_args
 
 import torch
-from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter, ValidationError
 from torch import Tensor
 
 from cjepa.errors import InputError
@@ -20,8 +20,10 @@ Std = tuple[_Positive, _Positive, _Positive]
 """What files may state: nothing by which a pixel becomes infinite."""
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
-PROJECTION = "cjepa_patch_projection"
-"""Key under which exports to other libraries note the encoder's random start, with which evaluations compare it."""
+PROJECTION, RESCALED = "cjepa_patch_projection", "cjepa_rescale_depth"
+"""Keys under which exports to other libraries note the encoder's random start, with which evaluations compare it."""
+PREPARED = "cjepa_preparation"
+"""Key of the preparation of images, for which their formats have not always a place."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,36 @@ def with_preparation(weights: Weights, mean: object, std: object, evaluation_cro
     return replace(weights, preparation=prepared, states_normalisation=mean is not None and std is not None)
 
 
-def with_start(weights: Weights, projection: object) -> Weights:
-    """The weights with the random start that an export of ours notes; the paper's where nothing usable is noted."""
-    if projection not in get_args(EncoderConfig.model_fields["patch_projection"].annotation):
-        return weights
-    return replace(weights, config=weights.config.model_copy(update={"patch_projection": projection}))
+def notes(config: EncoderConfig, preparation: Preparation) -> dict[str, Any]:
+    """What our exports to other libraries note for ourselves."""
+    how = {"mean": preparation.mean, "std": preparation.std, "evaluation_crop": preparation.evaluation_crop}
+    return {PROJECTION: config.patch_projection, RESCALED: config.rescale_depth, PREPARED: how}
+
+
+def with_notes(weights: Weights, noted: Mapping[str, Any], origin: str) -> Weights:
+    """The weights with what an export of ours notes, as JSON where only text can be noted.
+
+    The random start is the paper's where nothing usable is noted. InputError for a preparation that cannot be.
+    """
+    start: dict[str, object] = {"rescale_depth": noted.get(RESCALED) in (True, "true")}
+    if noted.get(PROJECTION) in get_args(EncoderConfig.model_fields["patch_projection"].annotation):
+        start["patch_projection"] = noted[PROJECTION]
+    started = replace(weights, config=weights.config.model_copy(update=start))
+    if PREPARED not in noted:
+        return started
+    value = noted[PREPARED]
+    try:
+        how = _Prepared.model_validate_json(value) if isinstance(value, str) else _Prepared.model_validate(value)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise InputError(f"{origin}: {PREPARED}: {problem}; get an undamaged copy") from error
+    return with_preparation(started, how.mean, how.std, how.evaluation_crop, origin)
+
+
+class _Prepared(BaseModel):
+    mean: Mean
+    std: Std
+    evaluation_crop: Annotated[FiniteFloat, Field(gt=0, le=1)]
 
 
 def _channels(kind: Any, value: object, what: str) -> Channels:

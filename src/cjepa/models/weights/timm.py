@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cjepa.errors import InputError
-from cjepa.models.weights.contents import PROJECTION, Weights, recognise, with_preparation, with_start
+from cjepa.models.weights.contents import Weights, recognise, with_notes, with_preparation
 from cjepa.models.weights.folder import CONFIG, TENSORS
 from cjepa.models.weights.names import POSITIONS, from_vit
 from cjepa.models.weights.reading import read_safetensors
@@ -19,13 +19,13 @@ _REQUIRED: Mapping[str, tuple[object, ...]] = {"act_layer": (None, "gelu"), "nor
 
 
 def read_safetensors_file(path: Path, heads: int | None) -> Weights:
-    """The encoder of one file with timm's names; the number of heads from its metadata where we wrote it."""
+    """The encoder of one file with timm's names; heads and preparation from its metadata where we wrote it."""
     weights, metadata = read_safetensors(path)
     noted = metadata.get(HEADS, "")
     positions = weights.pop(POSITIONS, None)
     counted = int(noted) if noted.isdecimal() and len(noted) < 4 else heads
     found = recognise("timm", from_vit(weights), positions, str(path), counted)
-    return with_start(found, metadata.get(PROJECTION))
+    return with_notes(found, metadata, str(path))
 
 
 def read_timm_folder(folder: Path, values: Mapping[str, Any], heads: int | None) -> Weights:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cjepa.errors import InputError
 from cjepa.models.blocks import NORM_EPSILON
-from cjepa.models.weights.contents import PROJECTION, Channels, Weights, recognise, with_preparation, with_start
+from cjepa.models.weights.contents import Channels, Weights, recognise, with_notes, with_preparation
 from cjepa.models.weights.folder import CONFIG, TENSORS
 from cjepa.models.weights.names import TRANSFORMERS_POSITIONS, from_transformers
 from cjepa.models.weights.reading import read_json, read_safetensors
@@ -45,7 +45,7 @@ def read_transformers_folder(folder: Path, values: Mapping[str, Any]) -> Weights
     weights, _ = read_safetensors(folder / TENSORS)
     positions = weights.pop(TRANSFORMERS_POSITIONS, None)
     found = recognise("transformers", from_transformers(weights), positions, str(folder / TENSORS), heads)
-    return _prepared(folder, with_start(found, values.get(PROJECTION)))
+    return _prepared(folder, with_notes(found, values, str(folder / CONFIG)))
 
 
 def _prepared(folder: Path, found: Weights) -> Weights:
@@ -56,7 +56,11 @@ def _prepared(folder: Path, found: Weights) -> Weights:
     mean, std = values.get("image_mean"), values.get("image_std")
     if values.get("do_normalize") is False:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return _rescaled(with_preparation(found, mean, std, _crop(values), str(path)), values, path)
+    crop = _crop(values)
+    noted = found.preparation.evaluation_crop
+    if found.states_normalisation and abs(1 / crop - 1 / noted) * found.preparation.image_size[0] <= 1:
+        crop = noted  # the processor has it in whole pixels
+    return _rescaled(with_preparation(found, mean, std, crop, str(path)), values, path)
 
 
 def _rescaled(found: Weights, values: Mapping[str, Any], path: Path) -> Weights:
