@@ -1,6 +1,7 @@
 """Retrieval of patches: their classes, recall against a literal search, known scores, and what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from cjepa.data import DataConfig, FolderConfig
 from cjepa.errors import InputError
+from cjepa.evaluation import storage
 from cjepa.evaluation.patches import PatchRetrievalConfig, open_patch_retrieval, patch_classes
 from cjepa.evaluation.retrieval import found_within
 from cjepa.evaluation.segmentation_data import UNSCORED
@@ -63,6 +65,23 @@ def test_patches_of_coloured_things_find_their_class(scenes: Path) -> None:
     assert values["patch_recall_1"] <= values["patch_recall_5"] <= values["patch_recall_10"] <= 100
     assert task.measure(encoder, Work(batch_size=1)) == pytest.approx(values, abs=1.0)
     assert task.protocol()["classes"] == 3
+
+
+def test_features_that_do_not_fit_lie_in_a_file(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = open_patch_retrieval(PatchRetrievalConfig(data=scenes, patches=20), DATA)
+    encoder = small_encoder()
+    held = task.measure(encoder, Work())
+    mapped: list[tuple[int, ...]] = []
+    original = np.memmap
+
+    def spied(*arguments: Any, **named: Any) -> Any:
+        mapped.append(named["shape"])
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(storage, "FITS", 0)
+    monkeypatch.setattr(np, "memmap", spied)
+    assert task.measure(encoder, Work(scratch=tmp_path)) == held
+    assert [shape[0] for shape in mapped] == [12 * 20, 4 * 20]
 
 
 def test_an_image_smaller_than_a_window_is_seen_whole(scenes: Path) -> None:

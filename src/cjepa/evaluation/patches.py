@@ -16,6 +16,7 @@ from cjepa.errors import InputError
 from cjepa.evaluation.retrieval import found_within
 from cjepa.evaluation.segmentation_data import UNSCORED, Pair, SegmentationData, open_segmentation_data
 from cjepa.evaluation.sliding import refuse_large, resized_image, starts
+from cjepa.evaluation.storage import FeatureStore
 from cjepa.evaluation.task import EncoderTask, Values
 from cjepa.evaluation.work import Line, Work
 from cjepa.models.pretrained import PretrainedEncoder, normalise
@@ -79,7 +80,8 @@ class PatchTask(EncoderTask):
     def _patches(
         self, encoder: PretrainedEncoder, pairs: tuple[Pair, ...], before: int, work: Work, line: Line
     ) -> tuple[Float[Tensor, "n D"], Int[Tensor, "n"]]:
-        features, labels = [], []
+        labels: list[Tensor] = []
+        features = FeatureStore(len(pairs) * self.config.patches, work.scratch)
         for number, pair in enumerate(pairs):
             windows, masks = self._windows(*self.data.load(pair))
             classes = patch_classes(masks, encoder.patch_size)
@@ -88,9 +90,9 @@ class PatchTask(EncoderTask):
                 features.append(self._embedded(encoder, windows, work)[kept])
                 labels.append(classes.flatten()[kept])
             line.update(before + number + 1, {}, 1)
-        if not features:
+        if not labels:
             raise InputError("no patch of the masks has a class; add labels, or correct `unlabelled`")
-        return torch.cat(features), torch.cat(labels)
+        return features.so_far(), torch.cat(labels)
 
     def _windows(
         self, image: Image.Image, mask: UInt8[np.ndarray, "H W"]

@@ -35,9 +35,13 @@ class FeatureStore:
 
     def joined(self) -> Float[Tensor, "n *views D"]:
         """All of them."""
-        assert self._rows is not None, "nothing was appended"
         assert self._next == self._count, "fewer rows than announced"
-        return self._rows
+        return self.so_far()
+
+    def so_far(self) -> Float[Tensor, "n *views D"]:
+        """Those that have come."""
+        assert self._rows is not None, "nothing was appended"
+        return self._rows[: self._next]
 
     def _allocate(self, shape: tuple[int, ...]) -> Tensor:
         size = int(np.prod(shape)) * 4
