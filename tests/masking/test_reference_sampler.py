@@ -11,6 +11,7 @@ from cjepa.errors import InputError
 from cjepa.masking import ReferenceConfig, build_sampler
 from cjepa.masking.blocks import Size
 from cjepa.masking.reference import ReferenceSampler
+from cjepa.randomness import Stream, uniform_rows
 
 PUBLISHED_ROWS = [0.75, 0.60, 0.47, 0.36, 0.26, 0.21, 0.19, 0.19, 0.19, 0.18, 0.13, 0.06, 0.02, 0.00]
 """Chance that a patch of each row is context, measured on the public code: 14 x 14 patches, 128 images per device."""
@@ -55,6 +56,21 @@ def test_one_number_draws_both_area_and_aspect() -> None:
     heights, widths = np.array([sampler.block_sizes(step)[0] for step in range(300)], dtype=float).T
     assert np.corrcoef(heights * widths, heights / widths)[0, 1] > 0.9
     assert heights.max() * widths[heights.argmax()] / 6400 == pytest.approx(0.2, abs=0.01)
+
+
+@pytest.mark.parametrize("side", [5, 7, 8, 12, 14])
+def test_an_area_is_rounded_down_to_whole_patches_before_its_sides_are_rounded(side: int) -> None:
+    """Else one target block in twelve is too large on 14 x 14 patches, one in five on 7 x 7."""
+    grid, different = Size(side, side), 0
+    sampler = ReferenceSampler(ReferenceConfig(min_keep=0), grid, 0, 8)
+    for step in range(200):
+        draw = uniform_rows(0, Stream.MASK_SIZES, step, 0, 1, 2)[0, 0]
+        aspect, share = 0.75 + 0.75 * draw, 0.15 + 0.05 * draw
+        whole = max(patches for patches in range(grid.area) if patches <= share * grid.area)
+        sizes = [(round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)) for area in (whole, share * grid.area)]
+        assert sampler.block_sizes(step)[0] == sizes[0]
+        different += sizes[0] != sizes[1]
+    assert different > 5
 
 
 @given(st.integers(0, 100), st.integers(0, 7), st.integers(1, 8))

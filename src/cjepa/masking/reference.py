@@ -1,9 +1,9 @@
 """The distribution of the public I-JEPA sampler, kept for comparison: biased, see docs/method.md.
 
-Written from a description of its behaviour. One random number draws both the area and the aspect of a block; a block
-never touches the last row and column; the context is what its block leaves of the targets; context indices are
-sorted and cut to the shortest of the batch, so that the bottom of the image is almost never context and the length
-depends on the batch.
+Written from a description of its behaviour. One random number draws both the area, rounded down to whole patches, and
+the aspect of a block; a block never touches the last row and column; the context is what its block leaves of the
+targets; context indices are sorted and cut to the shortest of the batch, so that the bottom of the image is almost
+never context and the length depends on the batch.
 """
 
 from typing import Literal
@@ -65,8 +65,8 @@ class ReferenceSampler:
         return self._size(self.config.target_area, self.config.target_aspect, draw)
 
     def _size(self, areas: tuple[float, float], aspects: tuple[float, float], draw: float) -> Size:
-        """One draw sets both area and aspect; sides stay below those of the grid."""
-        patches = (areas[0] + draw * (areas[1] - areas[0])) * self.grid.area
+        """One draw sets both area, rounded down to whole patches, and aspect; sides stay below those of the grid."""
+        patches = int((areas[0] + draw * (areas[1] - areas[0])) * self.grid.area)
         aspect = aspects[0] + draw * (aspects[1] - aspects[0])
         height, width = round(float(np.sqrt(patches * aspect))), round(float(np.sqrt(patches / aspect)))
         return Size(min(height, self.grid.height - 1), min(width, self.grid.width - 1))
