@@ -90,6 +90,8 @@ def test_slices_of_a_batch_equal_the_whole(step: int, first: int, count: int) ->
         ((2, 2), ReferenceConfig(min_keep=1)),
         ((14, 14), ReferenceConfig(context_area=(0.05, 1.0))),
         ((14, 14), ReferenceConfig(min_keep=196)),
+        # Between the ends: a single patch, so tall that its width is rounded to nothing.
+        ((10, 10), ReferenceConfig(min_keep=0, target_area=(0.011, 0.0201), target_aspect=(0.5, 4.05))),
     ],
 )
 def test_what_could_never_end_is_refused_at_once(grid: tuple[int, int], config: ReferenceConfig) -> None:

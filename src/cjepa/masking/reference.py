@@ -100,7 +100,7 @@ class ReferenceSampler:
         return free
 
     def _refuse_impossible_scales(self) -> None:
-        sizes = [self._target_size(draw) for draw in np.linspace(0.0, 1.0, 33)]
+        sizes = [self._target_size(draw) for draw in np.linspace(0.0, 1.0, 1025)]
         smallest = min(*(size.area for size in sizes), self._size(self.config.context_area, (1.0, 1.0), 0.0).area)
         if smallest <= self.config.min_keep:
             raise InputError(
