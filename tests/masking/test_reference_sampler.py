@@ -101,6 +101,37 @@ def test_what_could_never_end_is_refused_at_once(grid: tuple[int, int], config: 
     assert time.process_time() - start < 1.0
 
 
+def test_contexts_are_those_of_a_search_image_by_image() -> None:
+    """Twenty positions, then twenty new ones beside one target less, and so on: what the public sampler does."""
+    config, grid = ReferenceConfig(target_area=(0.2, 0.3), context_area=(0.3, 0.4), min_keep=11), Size(9, 8)
+    sampler = ReferenceSampler(config, grid, 5, 40)
+    given_up = set()
+    for step in range(4):
+        masks = sampler(step, 0, 40)
+        target, context = sampler.block_sizes(step)
+        draws = uniform_rows(5, Stream.MASK_POSITIONS, step, 0, 40, 2 * (4 + 5 * 20)).reshape(40, 4 + 5 * 20, 2)
+        for image in range(40):
+            targets = [patches_of(draw, target, grid) for draw in draws[image, :4]]
+            for attempt, draw in enumerate(draws[image, 4:]):
+                respected = targets[: 4 - attempt // 20]
+                left = sorted(set(patches_of(draw, context, grid)).difference(*respected))
+                if len(left) > 11:
+                    break
+            given_up.add(attempt // 20)
+            assert masks.targets[image].tolist() == targets
+            assert masks.context[image].tolist() == left[: masks.context.shape[1]]
+    assert len(given_up) > 2
+
+
+def patches_of(draw: np.ndarray, block: Size, grid: Size) -> list[int]:
+    top, left = int(draw[0] * (grid.height - block.height)), int(draw[1] * (grid.width - block.width))
+    return [
+        row * grid.width + column
+        for row in range(top, top + block.height)
+        for column in range(left, left + block.width)
+    ]
+
+
 def test_targets_that_cover_nearly_everything_are_given_up_one_by_one() -> None:
     """As in the public code: a context that cannot avoid all targets avoids fewer, and keeps enough patches."""
     config = ReferenceConfig(target_area=(0.6, 0.6), target_aspect=(1.0, 1.0), min_keep=20)
