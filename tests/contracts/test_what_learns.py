@@ -161,6 +161,16 @@ def test_a_clipped_gradient_keeps_its_direction_and_its_norm_is_reported_as_it_w
         torch.testing.assert_close(gradients(clipped)[key], gradient * min(share, 1.0), rtol=1e-5, atol=0)
 
 
+def test_a_step_does_not_ask_an_apple_gpu_for_what_torch_refuses_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """foreach=True is an error on mps; here torch is made to believe that it has such tensors."""
+    _, norm = trainer("cjepa").gradient(batch("cjepa"))
+    built = trainer("cjepa")
+    monkeypatch.setattr("torch.nn.utils.clip_grad._device_has_foreach_support", lambda device: False)
+    monkeypatch.setattr("torch.nn.utils.clip_grad._has_foreach_support", lambda tensors, device: False)
+    built.device, built.batch_loss.prepare = torch.device("mps"), built.normalise
+    assert built.gradient(batch("cjepa"))[1] == pytest.approx(norm, rel=1e-3)
+
+
 class Witness(IJepa):
     """Notes what reaches the objective."""
 
