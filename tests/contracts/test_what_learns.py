@@ -1,5 +1,7 @@
 """Nothing but encoder, predictor and projector learns; the target encoder follows by its average alone."""
 
+from collections.abc import Iterable, Mapping
+
 import pytest
 import torch
 from torch import nn
@@ -16,15 +18,23 @@ BATCH = 8
 CHANNELS = (0.5, 0.5, 0.5)
 
 
-def trainer(name: str, precision: str = "float32", objective: nn.Module | None = None) -> Trainer:
-    """Of an objective by its name, or with another module in its place."""
+CONSTANT = {"learning_rate": {"start": 1e-2, "peak": 1e-2, "warmup_epochs": 0}}
+
+
+def trainer(
+    name: str,
+    precision: str = "float32",
+    objective: nn.Module | None = None,
+    optimizer: Mapping[str, object] = CONSTANT,
+) -> Trainer:
+    """Of an objective by its name, or with another module in its place; a training of four steps."""
     model = model_for(variant(name), width=16, depth=2)
     config = TrainingConfig.model_validate(
         {
             "epochs": 1,
             "batch_size": BATCH,
             "precision": precision,
-            "optimizer": {"learning_rate": {"start": 1e-2, "peak": 1e-2, "warmup_epochs": 0}},
+            "optimizer": optimizer,
             "momentum": {"start": 0.9},
         }
     )
@@ -108,6 +118,57 @@ def test_weight_decay_is_for_matrices_alone() -> None:
     assert all(parameter.ndim >= 2 for parameter in decayed["params"])
     assert all(parameter.ndim < 2 for parameter in spared["params"])
     assert built.model.predictor.mask_token.ndim == 1  # hence never decayed
+
+
+def norm_of(tensors: Iterable[torch.Tensor]) -> float:
+    return float(torch.stack([tensor.double().square().sum() for tensor in tensors]).sum().sqrt())
+
+
+def gradients(built: Trainer) -> dict[str, torch.Tensor]:
+    return {key: p.grad.detach().clone() for key, p in built.parameters.items() if p.grad is not None}
+
+
+def test_steps_are_those_of_adamw_at_the_rates_of_their_schedules() -> None:
+    """Written out in float64: two steps of warm-up, then the cosine, which the last one ends."""
+    rate = {"start": 1e-3, "peak": 1e-2, "final": 1e-4, "warmup_epochs": 0.5}
+    built = trainer("cjepa", optimizer={"learning_rate": rate, "weight_decay": {"start": 0.1, "final": 0.4}})
+    expected = {key: p.detach().double() for key, p in built.parameters.items()}
+    moments = {key: (torch.zeros_like(p), torch.zeros_like(p)) for key, p in expected.items()}
+    plans = zip((1e-3, 5.5e-3, 1e-2, 1e-4), (0.1, 0.2, 0.3, 0.4), strict=True)
+    for step, (learning_rate, decay) in enumerate(plans):
+        built.gradient(batch("cjepa", step))
+        found = gradients(built)
+        built.optimizer.zero_grad(set_to_none=True)
+        built.take_step(batch("cjepa", step))
+        built.progress.step += 1
+        for key, parameter in built.parameters.items():
+            gradient = found[key].double()
+            first, second = (0.9 * moments[key][0] + 0.1 * gradient, 0.999 * moments[key][1] + 0.001 * gradient**2)
+            moments[key] = first, second
+            shrunk = expected[key] * (1 - learning_rate * decay if parameter.ndim >= 2 else 1)
+            root = (second / (1 - 0.999 ** (step + 1))).sqrt()
+            expected[key] = shrunk - learning_rate * first / (1 - 0.9 ** (step + 1)) / (root + 1e-8)
+            torch.testing.assert_close(parameter.double(), expected[key], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.1, 10.0])
+def test_a_clipped_gradient_keeps_its_direction_and_its_norm_is_reported_as_it_was(share: float) -> None:
+    _, plain = (whole := trainer("cjepa")).gradient(batch("cjepa"))
+    clipped = trainer("cjepa", optimizer=CONSTANT | {"clip_gradient": share * plain})
+    _, norm = clipped.gradient(batch("cjepa"))
+    assert norm == plain == pytest.approx(norm_of(gradients(whole).values()), rel=1e-3)  # added up in float32
+    for key, gradient in gradients(whole).items():
+        torch.testing.assert_close(gradients(clipped)[key], gradient * min(share, 1.0), rtol=1e-5, atol=0)
+
+
+def test_a_step_does_not_ask_an_apple_gpu_for_what_torch_refuses_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """foreach=True is an error on mps; here torch is made to believe that it has such tensors."""
+    _, norm = trainer("cjepa").gradient(batch("cjepa"))
+    built = trainer("cjepa")
+    monkeypatch.setattr("torch.nn.utils.clip_grad._device_has_foreach_support", lambda device: False)
+    monkeypatch.setattr("torch.nn.utils.clip_grad._has_foreach_support", lambda tensors, device: False)
+    built.device, built.batch_loss.prepare = torch.device("mps"), built.normalise
+    assert built.gradient(batch("cjepa"))[1] == pytest.approx(norm, rel=1e-3)
 
 
 class Witness(IJepa):

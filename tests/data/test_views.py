@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageFilter
 
 from cjepa.data import DataConfig, FolderConfig, TrainingStream, ViewsStream
 from cjepa.data.augmentation import VIEW_DRAWS, ViewsConfig, random_view, turned
@@ -78,11 +78,15 @@ def test_grey_and_solarized_are_those_of_torchvision() -> None:
     assert same(solarized, functional.solarize(photograph(), 128))
 
 
-def test_blur_grows_with_the_image() -> None:
-    config = NOTHING.model_copy(update={"blur": 1.0})
-    sharp, soft = (np.asarray(view(config, drawn(sigma=sigma)), float) for sigma in (0.0, 1.0))
-    image = np.asarray(photograph(), float)
-    assert np.abs(sharp - image).mean() < np.abs(soft - image).mean()
+@pytest.mark.parametrize("side", [48, 224])
+@pytest.mark.parametrize(("sigma", "pixels"), [(0.0, 0.1), (0.5, 1.05), (1.0, 2.0)])
+def test_blur_grows_with_the_image(side: int, sigma: float, pixels: float) -> None:
+    """0.1 to 2 pixels at 224, where it is that of SimSiam and VICReg."""
+    draws = [*WHOLE, *drawn(sigma=sigma)]
+    found = random_view(photograph(), draws, (side, side), (1.0, 1.0), NOTHING.model_copy(update={"blur": 1.0}))
+    sharp = Image.fromarray(random_view(photograph(), draws, (side, side), (1.0, 1.0), NOTHING).transpose(1, 2, 0))
+    expected = np.asarray(sharp.filter(ImageFilter.GaussianBlur(pixels * side / 224))).transpose(2, 0, 1)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_the_order_of_the_changes_is_drawn() -> None:

@@ -229,8 +229,8 @@ def digest(folder: Path, step: int) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def logged(folder: Path) -> list[float]:
-    """The losses in metrics.jsonl, by step; every step must be there once."""
+def logged(folder: Path, name: str = "loss") -> list[float]:
+    """A value of the training's rows in metrics.jsonl, by step; every step must be there once."""
     rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["split"] == "train"]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
-    return [row["loss"] for row in rows]
+    return [row[name] for row in rows]

@@ -76,6 +76,16 @@ def test_a_loss_that_hardly_moves_has_no_spikes_of_rounding() -> None:
     assert recent.deviation(2.5, 1.0) > 10
 
 
+@pytest.mark.parametrize("usual", [1.0, 1e-4, 1e4])
+def test_a_gradient_that_hardly_moves_has_none_either_whatever_its_size(usual: float) -> None:
+    """Logarithms of norms near 1 are near 0, of which a share is no scale."""
+    recent = Recent()
+    for step in range(WINDOW):
+        recent.add(2.0, usual * (1.0 + 1e-5 * (step % 3)))
+    assert recent.deviation(2.0, 1.001 * usual) == pytest.approx(0.1, abs=0.01)
+    assert recent.deviation(2.0, 1.2 * usual) > 10
+
+
 # --- in a run -------------------------------------------------------------------------------------------------------
 
 

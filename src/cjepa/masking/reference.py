@@ -1,9 +1,9 @@
 """The distribution of the public I-JEPA sampler, kept for comparison: biased, see docs/method.md.
 
-Written from a description of its behaviour. One random number draws both the area and the aspect of a block; a block
-never touches the last row and column; the context is what its block leaves of the targets; context indices are
-sorted and cut to the shortest of the batch, so that the bottom of the image is almost never context and the length
-depends on the batch.
+Written from a description of its behaviour. One random number draws both the area, rounded down to whole patches, and
+the aspect of a block; a block never touches the last row and column; the context is what its block leaves of the
+targets; context indices are sorted and cut to the shortest of the batch, so that the bottom of the image is almost
+never context and the length depends on the batch.
 """
 
 from typing import Literal
@@ -17,8 +17,8 @@ from cjepa.masking.blocks import BlocksConfig, BoolArray, FloatArray, IntArray, 
 from cjepa.randomness import Stream, uniform_rows
 from cjepa.types import Masks
 
-ATTEMPTS = 32
-"""Context blocks drawn per image before the scales are called impossible."""
+ATTEMPTS = 20
+"""Context blocks drawn for an image before one target less counts, and then as many again; as in the public sampler."""
 
 
 class ReferenceConfig(BlocksConfig):
@@ -43,11 +43,12 @@ class ReferenceSampler:
     def __call__(self, step: int, first: int, count: int) -> Masks:
         """Masks of samples first .. first + count - 1; their lengths come from the whole global batch."""
         target, context = self.block_sizes(step)
-        draws = uniform_rows(
-            self.seed, Stream.MASK_POSITIONS, step, 0, self.batch_size, 2 * (self.config.targets + ATTEMPTS)
-        ).reshape(self.batch_size, self.config.targets + ATTEMPTS, 2)
-        tops, lefts = self._positions(draws[:, : self.config.targets], target)
-        free = self._contexts(draws[:, self.config.targets :], context, self._covered(tops, lefts, target))
+        targets = self.config.targets
+        blocks = targets + ATTEMPTS * (targets + 1)
+        draws = uniform_rows(self.seed, Stream.MASK_POSITIONS, step, 0, self.batch_size, 2 * blocks)
+        draws = draws.reshape(self.batch_size, blocks, 2)
+        tops, lefts = self._positions(draws[:, :targets], target)
+        free = self._contexts(draws[:, targets:], context, self._covered(tops, lefts, target))
         shortest = int(free.sum(axis=-1).min())
         first_free = np.argsort(~free, axis=-1, kind="stable")[:, :shortest]
         local = slice(first, first + count)
@@ -65,8 +66,8 @@ class ReferenceSampler:
         return self._size(self.config.target_area, self.config.target_aspect, draw)
 
     def _size(self, areas: tuple[float, float], aspects: tuple[float, float], draw: float) -> Size:
-        """One draw sets both area and aspect; sides stay below those of the grid."""
-        patches = (areas[0] + draw * (areas[1] - areas[0])) * self.grid.area
+        """One draw sets both area, rounded down to whole patches, and aspect; sides stay below those of the grid."""
+        patches = int((areas[0] + draw * (areas[1] - areas[0])) * self.grid.area)
         aspect = aspects[0] + draw * (aspects[1] - aspects[0])
         height, width = round(float(np.sqrt(patches * aspect))), round(float(np.sqrt(patches / aspect)))
         return Size(min(height, self.grid.height - 1), min(width, self.grid.width - 1))
@@ -86,12 +87,13 @@ class ReferenceSampler:
 
         Where no attempt does, the last target no longer counts, then the one before, as in the public sampler.
         """
-        blocks = self._covered(*self._positions(draws, block), block)
         free = np.zeros_like(targets[:, 0])
         missing: IntArray = np.arange(len(free))
-        for respected in range(self.config.targets, -1, -1):
-            taken: BoolArray = np.logical_or.reduce(targets[missing, :respected], axis=1)
-            left = blocks[missing] & ~taken[:, None]
+        for given_up in range(self.config.targets + 1):
+            attempts = draws[missing, given_up * ATTEMPTS : (given_up + 1) * ATTEMPTS]
+            blocks = self._covered(*self._positions(attempts, block), block)
+            taken: BoolArray = np.logical_or.reduce(targets[missing, : self.config.targets - given_up], axis=1)
+            left = blocks & ~taken[:, None]
             enough: BoolArray = left.sum(axis=-1) > self.config.min_keep
             found = np.flatnonzero(enough.any(axis=-1))
             free[missing[found]] = left[found, enough[found].argmax(axis=-1)]
@@ -100,7 +102,7 @@ class ReferenceSampler:
         return free
 
     def _refuse_impossible_scales(self) -> None:
-        sizes = [self._target_size(draw) for draw in np.linspace(0.0, 1.0, 33)]
+        sizes = [self._target_size(draw) for draw in np.linspace(0.0, 1.0, 1025)]
         smallest = min(*(size.area for size in sizes), self._size(self.config.context_area, (1.0, 1.0), 0.0).area)
         if smallest <= self.config.min_keep:
             raise InputError(

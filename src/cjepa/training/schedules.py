@@ -53,5 +53,7 @@ def learning_rate(config: LearningRateConfig, step: int, warmup_steps: int, tota
 
 
 def linear(start: float, final: float, step: int, total_steps: int) -> float:
-    """From start at step 0 to final at the last step."""
+    """From start at step 0 to final at the last step, there to the bit: rounding must not lift a momentum above 1."""
+    if step == total_steps - 1 > 0:
+        return final
     return start + (final - start) * step / max(total_steps - 1, 1)

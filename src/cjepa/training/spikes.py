@@ -15,7 +15,7 @@ WINDOW = 128
 FEWEST = 32
 """Steps without which nothing is called a spike: the first ones of a run differ from each other."""
 _TO_STANDARD_DEVIATION = 1.4826  # of a normal distribution, from its median absolute deviation
-_SMALLEST_SCALE = 0.01  # of the median: a loss that hardly moves has spikes of more than rounding only
+_SMALLEST_SCALE = 0.01  # of the median loss or norm: what hardly moves has spikes of more than rounding only
 
 
 class SpikesConfig(Part):
@@ -51,13 +51,15 @@ class Recent:
         below.
         """
         log_norm = math.log(norm) if norm > 0.0 else -math.inf
-        return max(_deviation(loss, self.losses), _deviation(log_norm, self.log_norms))
+        smallest = _SMALLEST_SCALE * abs(statistics.median(self.losses)) if self.losses else 0.0
+        # A share of a norm is a distance between logarithms, whatever they are.
+        return max(_deviation(loss, self.losses, smallest), _deviation(log_norm, self.log_norms, _SMALLEST_SCALE))
 
 
-def _deviation(value: float, window: Sequence[float]) -> float:
-    """(value - median) / (1.4826 MAD); both are blind to spikes that are in the window themselves."""
+def _deviation(value: float, window: Sequence[float], smallest: float) -> float:
+    """(value - median) / (1.4826 MAD, at least smallest); both are blind to spikes in the window itself."""
     if len(window) < FEWEST:
         return 0.0
     median = statistics.median(window)
     spread = _TO_STANDARD_DEVIATION * statistics.median(abs(each - median) for each in window)
-    return (value - median) / max(spread, _SMALLEST_SCALE * abs(median), 1e-12)
+    return (value - median) / max(spread, smallest, 1e-12)

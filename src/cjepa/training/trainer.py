@@ -172,7 +172,8 @@ class Trainer:
         with fixed_order(self.device) if self.config.deterministic or self._rechecked(step) else nullcontext():
             loss = self.batch_loss.backward(batch, step)
             largest = self.config.optimizer.clip_gradient or math.inf
-            norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), largest, foreach=True))
+            all_at_once = self.device.type != "mps" or None  # where torch refuses it; shards must be told
+            norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), largest, foreach=all_at_once))
             return on_host(loss), norm
 
     def restore(self, checkpoint: Checkpoint) -> None:
