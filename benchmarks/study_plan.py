@@ -319,7 +319,7 @@ PARTS = (
     StudyPart("convergence-tiles", TILES, "cpu", methods(2), 3),
     StudyPart("collapse", COLLAPSE, "cpu", PHASES, 1, "EMA 0.99"),
     StudyPart("sensitivity", TILES, "cpu", CHOICES, 3, BASE),
-    StudyPart("predictors", PREDICTING, "cpu", PREDICTORS, 5, WIDE),
+    StudyPart("predictors", PREDICTING, "cpu", PREDICTORS, 3, WIDE),
     StudyPart("convergence-cifar10", CIFAR10, "cpu", methods(4), 3),
     StudyPart("convergence-clothing", CLOTHING, "cpu", methods(4), 3),
     *(StudyPart(f"convergence-cifar10-tiny-{n}", _gpu("tiny", n), "cuda", methods(4), 3) for n in (30, 100, 300)),

@@ -172,7 +172,7 @@ class Trainer:
         with fixed_order(self.device) if self.config.deterministic or self._rechecked(step) else nullcontext():
             loss = self.batch_loss.backward(batch, step)
             largest = self.config.optimizer.clip_gradient or math.inf
-            all_at_once = self.device.type != "mps" or None  # where torch refuses it; shards must be told
+            all_at_once = None if self.device.type == "mps" else True  # mps refuses it, shards have to be told
             norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), largest, foreach=all_at_once))
             return on_host(loss), norm
 
