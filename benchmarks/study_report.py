@@ -19,6 +19,9 @@ from benchmarks.study_results import RESULTS, Result, load
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results.md"
 CENTRED, LINEAR, RANK = "knn_20_centred", "linear", "effective_rank"
 MEASURES = {"knn_20": "20-NN", CENTRED: "20-NN, centred", LINEAR: "linear", RANK: "effective rank"}
+CONVERGENCE = ("convergence-tiles", "convergence-cifar10", "convergence-clothing")
+FOLLOWED = ("C-JEPA on the context, beta 1", "C-JEPA, beta 0.001 (the paper's)")
+"""Methods whose lead over plain I-JEPA is told over the course of training."""
 NEEDED = 2
 """Seeds below which there is neither a spread nor a test."""
 
@@ -59,8 +62,9 @@ def blocks(results: Mapping[str, Result]) -> dict[str, str]:
     """The text of every block, by name."""
     parts = {part.name: part for part in PARTS}
     found = {"state": state(results), "paper": paper()}
-    for name in ("convergence-tiles", "convergence-cifar10", "convergence-clothing"):
+    for name in CONVERGENCE:
         found[name] = convergence(parts[name], results)
+    found["course"] = course([parts[name] for name in CONVERGENCE], results)
     found["collapse"] = collapse(parts["collapse"], results)
     found |= {name: choices(parts[name], results) for name in ("sensitivity", "predictors")}
     return found
@@ -147,6 +151,25 @@ def _differences(reference: str, named: Mapping[str, Sequence[Result]], untraine
     return table([f"minus {reference}", *MEASURES.values()], rows)
 
 
+def course(parts: Sequence[StudyPart], results: Mapping[str, Result]) -> str:
+    """How far two readings of C-JEPA are ahead of plain I-JEPA at every evaluation, seed by seed."""
+    rows = []
+    for part in parts:
+        own = [result for result in of_part(results, part) if result.get("curve")]
+        base, *others = (
+            [result for result in own if result["condition"] == name] for name in (part.reference, *FOLLOWED)
+        )
+        for images in sorted({row["images"] for result in base for row in result["curve"]} - {0}):
+            leads = [
+                paired(_after(runs, measure, images), _after(base, measure, images))
+                for runs in others
+                for measure in (CENTRED, LINEAR)
+            ]
+            rows.append([part.recipe.title.partition(",")[0], f"{images:,}", *leads])
+    header = [f"{name}: {measure}" for name in FOLLOWED for measure in ("20-NN, centred", "linear")]
+    return table(["data", "images seen", *header], rows)
+
+
 def collapse(part: StudyPart, results: Mapping[str, Result]) -> str:
     """Effective rank and spread at the end of each short run, as shares of the untrained encoder's."""
     own = of_part(results, part)
@@ -208,6 +231,12 @@ def ends(runs: Sequence[Result], measure: str) -> Values:
 def starts(runs: Sequence[Result], measure: str) -> Values:
     """The value of each seed's untrained encoder: the same for every method."""
     return _at(runs, measure, 0)
+
+
+def _after(runs: Sequence[Result], measure: str, images: int) -> Values:
+    """The value of each seed's run after so many images, where it was evaluated there."""
+    rows = {result["seed"]: row for result in runs for row in result["curve"] if row["images"] == images}
+    return {seed: row[measure] for seed, row in sorted(rows.items()) if row.get(measure) is not None}
 
 
 def _at(runs: Sequence[Result], measure: str, place: int) -> Values:

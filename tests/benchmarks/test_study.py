@@ -150,6 +150,8 @@ def test_the_tables_by_hand() -> None:
     assert "| untrained | 3 | 21.0 ± 1.0 |" in found["convergence-tiles"]
     assert f"| {methods.conditions[4].name} | +4.0 ± 0.0 " in found["convergence-tiles"]
     assert f"Diverged with at least one seed: {methods.conditions[1].name}." in found["convergence-tiles"]
+    assert f"{methods.conditions[2].name}: linear | {methods.conditions[6].name}: 20-NN" in found["course"]
+    assert "| crops of 18 photographs | 100 | +2.0 ± 0.0 | +2.0 ± 0.0 | +6.0 ± 0.0 | +6.0 ± 0.0 |" in found["course"]
     name = grid.conditions[0].name
     cells = "150 / 150 / +10.0 | 155 / 155 / +11.0, diverged | 160 / 160 / +12.0, collapse | 165 / 165 / +13.0 |"
     assert f"| {name} | {cells}" in found["collapse"]
