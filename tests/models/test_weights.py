@@ -237,7 +237,7 @@ def test_a_missing_third_of_a_projection_is_a_mismatch(tmp_path: Path) -> None:
 
 def test_heads_are_asked_for_where_nothing_tells_them(tmp_path: Path) -> None:
     torch.save(meta_layout(), tmp_path / "odd.pth")
-    with pytest.raises(InputError, match=r"a width of 48 is that of no named size; state them: cjepa\.load_encoder"):
+    with pytest.raises(InputError, match=r"a width of 48 is that of no named size; state them: --heads"):
         cjepa.load_encoder(tmp_path / "odd.pth")
     config = EncoderConfig(width=192, depth=1, heads=3, patch_size=4)
     save_file(to_vit(transformer(config).state_dict(), config, (2, 2)), tmp_path / "tiny.safetensors")
