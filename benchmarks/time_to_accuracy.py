@@ -80,9 +80,9 @@ def study(preset: str, variants: dict[str, tuple[Path, list[str]]], accuracy: fl
             source, changes = variants[name]
             run = options.scratch / f"{Path(preset).stem}-{name}-seed{seed}"
             row = train(name, source, preset, [*changes, *options.changes, f"seed={seed}"], run)
-            rows.append({"preset": preset, "seed": seed, **row, **measured(run, accuracy)})
-            stored = {"environment": describe_environment(), "rows": rows}
-            options.out.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+            row |= {**measured(run, accuracy), "environment": describe_environment()}
+            rows.append({"preset": preset, "seed": seed, **row})
+            options.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 def report(rows: list[dict[str, Any]]) -> str:

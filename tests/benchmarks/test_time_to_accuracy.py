@@ -66,5 +66,6 @@ def test_variants_are_trained_by_the_command_of_users(tmp_path: Path, monkeypatc
     assert found["variant"] == "plain"
     assert found["seconds_to_accuracy"] > 0
     assert found["cpu_seconds"] > 0
+    assert found["environment"]["cpu"]["cores"] > 0
     study(str(config), {"plain": (root, [])}, 1.0, 1, Options)
     assert len(json.loads(Options.out.read_text())["rows"]) == 1
