@@ -93,8 +93,8 @@ def report(rows: list[dict[str, Any]]) -> str:
     ]
     for preset, name in dict.fromkeys((row["preset"], row["variant"]) for row in rows):
         own = [row for row in rows if (row["preset"], row["variant"]) == (preset, name)]
-        first = next(row["variant"] for row in rows if row["preset"] == preset)
-        base = {row["seed"]: row["seconds_to_accuracy"] for row in rows if row["variant"] == first}
+        alike = [row for row in rows if row["preset"] == preset]
+        base = {row["seed"]: row["seconds_to_accuracy"] for row in alike if row["variant"] == alike[0]["variant"]}
         reached = [row for row in own if row["seconds_to_accuracy"] is not None]
         times = f"{own[0]['accuracy']:g} %: " + (
             _text([row["seconds_to_accuracy"] for row in reached]) if len(reached) == len(own) else "not by all seeds"

@@ -49,6 +49,8 @@ def test_ratios_are_seed_by_seed() -> None:
     table = report(rows).splitlines()
     assert table[2].startswith("| demo | before | 2 | 44 %: 80 (60 to 100) | 1 (1 to 1) |")
     assert table[3].startswith("| demo | after | 2 | 44 %: 27.5 (25 to 30) | 3 (2 to 4) |")
+    other = [each | {"preset": "cifar10", "seconds_to_accuracy": 9.0} for each in rows]
+    assert report(rows + other).splitlines()[:4] == table, "presets are compared with their own first variant"
     assert "not by all seeds" in report([*rows, row("never", 0, None)])
 
 
