@@ -84,7 +84,7 @@ def test_the_untrained_encoder_is_the_one_that_the_run_began_with(run: Path) -> 
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is not a run folder: it has no config\.yaml; give the --out of cjepa pretrain"):
+    with pytest.raises(InputError, match=r"it has no config\.yaml; give the --out of cjepa pretrain"):
         cjepa.load_encoder(tmp_path)
 
 

@@ -164,7 +164,7 @@ def test_tries_are_limited() -> None:
         stream_of(Unreliable())[0]
 
 
-@pytest.mark.parametrize(("batch_size", "message"), [(1, "batch_size=2 or more"), (0, "batch_size=2 or more"), (25, "24 or fewer")])
+@pytest.mark.parametrize(("batch_size", "message"), [(1, "=2 or more"), (0, "=2 or more"), (25, "24 or fewer")])
 def test_impossible_batch_sizes(source: ImageSource, batch_size: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         TrainingStream(source, DataConfig(source=DemoConfig()), sampler, batch_size, 0)
