@@ -107,7 +107,7 @@ def _throughput(size: str, way: str, device: str, toy: bool, reference: Path | N
 def _agreement(device: str, reference: Path | None) -> Piece:
     """Loss and gradient beside those of the public code, on the device."""
     command = ("-m", "benchmarks.peers", "--reference", str(reference), "--device", device, "--cases", *_PEER_CASES)
-    told = ("--seconds", "5", "--out", str(FOLDER / "gpu-peers.json"))
+    told = ("--contestants", "public", "cjepa", "--seconds", "5", "--out", str(FOLDER / "gpu-peers.json"))
     absent = "" if reference else "no --reference"
     return Piece("public step", (*command, *told), 80, 200, absent=absent, writes="gpu-peers.json")
 

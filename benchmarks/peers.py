@@ -17,7 +17,7 @@ import argparse
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -44,8 +44,15 @@ FEWEST = 3
 """Undisturbed rounds without which a case has no result."""
 COMPARED = 8
 """Images of which loss and gradient are compared."""
-NARROW = "cjepa, predictor as wide as the encoder"
-ONE_WAY = "cjepa, predictor as wide as the encoder with one-way attention"
+PUBLIC, PLAIN, COMPILED, NARROW, ONE_WAY, FASTEST = CONTESTANTS = (
+    "public",
+    "cjepa",
+    "compiled",
+    "narrow",
+    "one-way",
+    "one-way-compiled",
+)
+"""The public step; ours; with training.compile; with a predictor as wide as the encoder; no wider and one-way; both."""
 PATIENCE = 3
 """Times the seconds of a case after which it ends, however many rounds were disturbed."""
 
@@ -101,20 +108,23 @@ def compare(public: Public, case: Case, device: torch.device) -> dict[str, float
     return found
 
 
-def _config(case: Case) -> RunConfig:
-    return case.config.model_copy(update={"objective": IJepaConfig()})
+def _config(case: Case, compiled: bool = False) -> RunConfig:
+    training = case.config.training.model_copy(update={"compile": compiled})
+    return case.config.model_copy(update={"objective": IJepaConfig(), "training": training})
 
 
 def contestants_of(case: Case) -> tuple[str, ...]:
-    """Public, ours, and where the predictor is wider than the encoder, ours with one of the encoder's width."""
-    variants = (NARROW, ONE_WAY) if case.predictor.width > case.encoder.width else ()
-    return ("public", "cjepa", *variants)
+    """All; NARROW only where the predictor is wider than the encoder."""
+    wider = case.predictor.width > case.encoder.width
+    return tuple(name for name in CONTESTANTS if wider or name != NARROW)
 
 
 def variant(case: Case, name: str) -> Case:
-    """The same with the predictor of a contestant: in NARROW and ONE_WAY another method with other results."""
-    changes: dict[str, object] = {} if name in ("public", "cjepa") else {"width": case.encoder.width}
-    if name == ONE_WAY:
+    """The same with the predictor of a contestant: in NARROW, ONE_WAY and FASTEST another method."""
+    if name not in (NARROW, ONE_WAY, FASTEST):
+        return case
+    changes: dict[str, object] = {"width": min(case.predictor.width, case.encoder.width)}
+    if name != NARROW:
         changes["attention"] = "one_way"
     return replace(case, predictor=case.predictor.model_copy(update=changes))
 
@@ -123,8 +133,8 @@ def serve(connection: Connection, folder: Path, case: Case, name: str, device_na
     """The process of a contestant: for every True that arrives, the seconds of a step and the foreign load in it."""
     torch.set_num_threads(threads)
     device, batch = torch.device(device_name), typical_batch(case)
-    ours = Ours(_config(variant(case, name)), device)
-    if name == "public":
+    ours = Ours(_config(variant(case, name), compiled=name in (COMPILED, FASTEST)), device)
+    if name == PUBLIC:
         step = partial(Theirs(Public.of(folder), ours.trainer, case, device).step, batch)
     else:
         keep_freed_memory()  # as the command line does
@@ -180,10 +190,18 @@ def allowed(device: torch.device, threads: int) -> float:
     return 1.0 if device.type == "cpu" and threads == 1 else ALLOWED
 
 
-def measure(folder: Path, case: Case, device: torch.device, seconds: float, threads: int) -> dict[str, Any]:
+def measure(
+    folder: Path,
+    case: Case,
+    device: torch.device,
+    seconds: float,
+    threads: int,
+    wanted: Collection[str] = CONTESTANTS,
+) -> dict[str, Any]:
     """The row of a case; ratios are null where too few rounds were undisturbed."""
     same = compare(Public.of(folder), case, device)
-    contestants = {name: Contestant(folder, case, name, str(device), threads) for name in contestants_of(case)}
+    names = [name for name in contestants_of(case) if name in wanted]
+    contestants = {name: Contestant(folder, case, name, str(device), threads) for name in names}
     kept, disturbed = race(contestants, seconds, allowed(device, threads))
     for contestant in contestants.values():
         contestant.finish()
@@ -219,13 +237,13 @@ def spreads(rounds: Sequence[Mapping[str, float]], case: Case) -> dict[str, Any]
     """Images per second of each contestant, and how many times faster than the public step ours was in a round."""
     if len(rounds) < FEWEST:
         return {"rounds": len(rounds), "images_per_second": None, "ratio": None}
-    names = [name for name in rounds[0] if name != "public"]
+    names = [name for name in rounds[0] if name != PUBLIC]
     return {
         "rounds": len(rounds),
         "images_per_second": {
-            name: Spread.of([case.batch_size / each[name] for each in rounds]).as_dict() for name in ("public", *names)
+            name: Spread.of([case.batch_size / each[name] for each in rounds]).as_dict() for name in (PUBLIC, *names)
         },
-        "ratio": {name: Spread.of([each["public"] / each[name] for each in rounds]).as_dict() for name in names},
+        "ratio": {name: Spread.of([each[PUBLIC] / each[name] for each in rounds]).as_dict() for name in names},
     }
 
 
@@ -266,8 +284,10 @@ def table(path: Path) -> str:
     """Rates and ratios with quartiles, and how far loss and gradient are apart, as Markdown."""
     columns = ["case", "processor", "n", "public, images/s", "cjepa, images/s", "ratio"]
     columns += [
+        "ratio, compiled",
         "ratio, narrow predictor",
-        "ratio, narrow and one-way",
+        "ratio, one-way predictor",
+        "ratio, one-way and compiled",
         "of the fastest product",
         "loss differs by",
         "gradient differs by",
@@ -275,11 +295,11 @@ def table(path: Path) -> str:
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in _rows(path):
         same, rates, ratio = row["agreement"], row["images_per_second"], row["ratio"]
-        speed = "disturbed | | | | | "
+        speed = "disturbed | | | | | | | "
         if rates is not None:
-            share = rates["cjepa"]["median"] * row["operations_per_image"] / row["fastest_product"]
-            speed = f"{_text(rates['public'])} | {_text(rates['cjepa'])} | "
-            variants = [_text(ratio[name]) if name in ratio else "" for name in ("cjepa", NARROW, ONE_WAY)]
+            share = rates[PLAIN]["median"] * row["operations_per_image"] / row["fastest_product"]
+            speed = f"{_text(rates[PUBLIC])} | {_text(rates[PLAIN])} | "
+            variants = [_text(ratio[name]) if name in ratio else "" for name in CONTESTANTS[1:]]
             speed += " | ".join([*variants, f"{share:.0%}"])
         gradient = f"{same['gradient_difference']:.2g}"
         if "gradient_from_float32" in same:
@@ -299,6 +319,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", type=Path, help="a checkout of facebookresearch/ijepa")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS, help="default: all")
     parser.add_argument("--seconds", type=float, default=60.0, help="undisturbed seconds of each case")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
@@ -312,7 +333,8 @@ def main() -> int:
         public = Public.of(arguments.reference)
         device = torch.device(arguments.device)
         for name in arguments.cases:
-            row = measure(arguments.reference, CASES[name], device, arguments.seconds, arguments.threads)
+            settings = device, arguments.seconds, arguments.threads, {PUBLIC, PLAIN, *arguments.contestants}
+            row = measure(arguments.reference, CASES[name], *settings)
             write(arguments.out, public, arguments.threads, [row])
     print(table(arguments.out))
     missing = [row["case"] for row in _rows(arguments.out) if row["ratio"] is None]
