@@ -85,6 +85,12 @@ def _now(device: torch.device) -> float:
     return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
 
 
+def _setting(row: dict[str, Any]) -> tuple[object, ...]:
+    """What a row is of: others are kept beside it."""
+    cpu = row["environment"]["cpu"]
+    return row["case"], row["device"], row["threads"], cpu["model"], tuple(cpu.get("instructions", ()))
+
+
 def report(rows: list[dict[str, Any]]) -> str:
     """A table in Markdown."""
     lines = [
@@ -95,6 +101,7 @@ def report(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         plain, compiled = (row["seconds"][way] for way in (PLAIN, COMPILED))
         where = f"{row['images']}, {row['device']}" + (f", {row['threads']} threads" if row["threads"] > 1 else "")
+        where += "".join(f", {each}" for each in row["environment"]["cpu"].get("instructions", ()))
         ratios = [a / b for a, b in zip(plain, compiled, strict=True)]
         cells = [str(Spread.of(each)) for each in (plain, compiled, ratios)]
         lines.append(
@@ -124,7 +131,7 @@ def main() -> None:
             counters.clear()
             row = measure(case, options.rounds, torch.device(options.device))
             row["environment"]["command"] = ["compiled.py", "--cases", name, "--images", str(case.batch_size)]
-            rows = [each for each in rows if (each["case"], each["device"]) != (row["case"], row["device"])] + [row]
+            rows = [each for each in rows if _setting(each) != _setting(row)] + [row]
             options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(report(rows))
 

@@ -44,15 +44,8 @@ FEWEST = 3
 """Undisturbed rounds without which a case has no result."""
 COMPARED = 8
 """Images of which loss and gradient are compared."""
-PUBLIC, PLAIN, COMPILED, NARROW, ONE_WAY, FASTEST = CONTESTANTS = (
-    "public",
-    "cjepa",
-    "compiled",
-    "narrow",
-    "one-way",
-    "one-way-compiled",
-)
-"""The public step; ours; with training.compile; with a predictor as wide as the encoder; no wider and one-way; both."""
+PUBLIC, PLAIN, NARROW, ONE_WAY = CONTESTANTS = "public", "cjepa", "narrow", "one-way"
+"""The public step; ours; with a predictor as wide as the encoder; with one that is no wider and one-way."""
 PATIENCE = 3
 """Times the seconds of a case after which it ends, however many rounds were disturbed."""
 
@@ -108,9 +101,8 @@ def compare(public: Public, case: Case, device: torch.device) -> dict[str, float
     return found
 
 
-def _config(case: Case, compiled: bool = False) -> RunConfig:
-    training = case.config.training.model_copy(update={"compile": compiled})
-    return case.config.model_copy(update={"objective": IJepaConfig(), "training": training})
+def _config(case: Case) -> RunConfig:
+    return case.config.model_copy(update={"objective": IJepaConfig()})
 
 
 def contestants_of(case: Case) -> tuple[str, ...]:
@@ -120,8 +112,8 @@ def contestants_of(case: Case) -> tuple[str, ...]:
 
 
 def variant(case: Case, name: str) -> Case:
-    """The same with the predictor of a contestant: in NARROW, ONE_WAY and FASTEST another method."""
-    if name not in (NARROW, ONE_WAY, FASTEST):
+    """The same with the predictor of a contestant: in NARROW and ONE_WAY another method."""
+    if name not in (NARROW, ONE_WAY):
         return case
     changes: dict[str, object] = {"width": min(case.predictor.width, case.encoder.width)}
     if name != NARROW:
@@ -133,7 +125,7 @@ def serve(connection: Connection, folder: Path, case: Case, name: str, device_na
     """The process of a contestant: for every True that arrives, the seconds of a step and the foreign load in it."""
     torch.set_num_threads(threads)
     device, batch = torch.device(device_name), typical_batch(case)
-    ours = Ours(_config(variant(case, name), compiled=name in (COMPILED, FASTEST)), device)
+    ours = Ours(_config(variant(case, name)), device)
     if name == PUBLIC:
         step = partial(Theirs(Public.of(folder), ours.trainer, case, device).step, batch)
     else:
@@ -284,10 +276,8 @@ def table(path: Path) -> str:
     """Rates and ratios with quartiles, and how far loss and gradient are apart, as Markdown."""
     columns = ["case", "processor", "n", "public, images/s", "cjepa, images/s", "ratio"]
     columns += [
-        "ratio, compiled",
         "ratio, narrow predictor",
         "ratio, one-way predictor",
-        "ratio, one-way and compiled",
         "of the fastest product",
         "loss differs by",
         "gradient differs by",
@@ -295,7 +285,7 @@ def table(path: Path) -> str:
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in _rows(path):
         same, rates, ratio = row["agreement"], row["images_per_second"], row["ratio"]
-        speed = "disturbed | | | | | | | "
+        speed = "disturbed | | | | | "
         if rates is not None:
             share = rates[PLAIN]["median"] * row["operations_per_image"] / row["fastest_product"]
             speed = f"{_text(rates[PUBLIC])} | {_text(rates[PLAIN])} | "

@@ -21,7 +21,6 @@ from benchmarks.peers import (
     contestants_of,
     measure,
     race,
-    serve,
     spreads,
     table,
     variant,
@@ -29,7 +28,6 @@ from benchmarks.peers import (
 )
 from benchmarks.public_step import Public, Theirs
 from benchmarks.step import typical_batch
-from cjepa.config import RunConfig
 from cjepa.models.predictor import PredictorConfig
 from tests.benchmarks.test_benchmark_step import TINY
 
@@ -193,31 +191,16 @@ def test_a_predictor_wider_than_the_encoder_has_narrow_variants() -> None:
     wide = replace(TINY, predictor=PredictorConfig(width=96, depth=2))
     assert contestants_of(wide) == peers.CONTESTANTS
     assert contestants_of(TINY) == tuple(name for name in peers.CONTESTANTS if name != peers.NARROW)
-    for name in (peers.PUBLIC, peers.PLAIN, peers.COMPILED):
+    for name in (peers.PUBLIC, peers.PLAIN):
         assert variant(wide, name) == wide
     assert variant(wide, peers.NARROW) == TINY
-    for name in (peers.ONE_WAY, peers.FASTEST):
-        assert variant(wide, name).predictor == PredictorConfig(width=48, depth=2, attention="one_way")
+    assert variant(wide, peers.ONE_WAY).predictor == PredictorConfig(width=48, depth=2, attention="one_way")
     less = replace(TINY, predictor=PredictorConfig(width=24, depth=2))
     assert variant(less, peers.ONE_WAY).predictor == PredictorConfig(width=24, depth=2, attention="one_way")
 
 
-def test_compiled_ones_are_compiled(public: Public, monkeypatch: pytest.MonkeyPatch) -> None:
-    built: list[bool] = []
-
-    def ours(config: RunConfig, device: torch.device) -> Any:
-        built.append(config.training.compile)
-        raise EOFError
-
-    monkeypatch.setattr(peers, "Ours", ours)
-    for name in contestants_of(TINY):
-        with pytest.raises(EOFError):
-            serve(None, Path(), TINY, name, "cpu", torch.get_num_threads())  # type: ignore[arg-type]
-    assert built == [False, False, True, False, True]
-
-
 def test_all_variants_have_a_column(tmp_path: Path) -> None:
-    rounds = [dict(zip(peers.CONTESTANTS, (12.0, 6.0, 4.0, 3.0, 2.0, 1.0), strict=True))] * 3
+    rounds = [dict(zip(peers.CONTESTANTS, (12.0, 6.0, 4.0, 3.0), strict=True))] * 3
     row = {"case": "tiny", "operations_per_image": 1, "fastest_product": 1000.0, **spreads(rounds, TINY)}
     row["environment"] = {"cpu": {"instructions": ["avx2"]}}
     row["agreement"] = {"loss_difference": 0.0, "gradient_difference": 0.0}
@@ -226,7 +209,7 @@ def test_all_variants_have_a_column(tmp_path: Path) -> None:
     head, _, line = table(path).splitlines()
     cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
     assert cells["processor"] == "avx2"
-    expected = {"": 2, ", compiled": 3, ", narrow predictor": 4, ", one-way predictor": 6, ", one-way and compiled": 12}
+    expected = {"": 2, ", narrow predictor": 3, ", one-way predictor": 4}
     for name, ratio in expected.items():
         assert cells[f"ratio{name}"] == f"{ratio} ({ratio} to {ratio})"
 
