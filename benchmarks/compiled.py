@@ -4,8 +4,8 @@
 
 Every round is another step of the same run, so that masks have the lengths of a real one; a round in which something
 was compiled warms up. With one thread seconds are those of the CPU, so that other processes disturb little, otherwise
-and on a GPU those of the clock. It replaces the rows of its cases on this device in benchmarks/results/compiled.json;
-`--report` prints the table from that file.
+and on a GPU those of the clock. It replaces the rows of its cases, device, threads and processor in
+benchmarks/results/compiled.json; `--report` prints the table from that file.
 """
 
 import argparse
@@ -131,6 +131,7 @@ def main() -> None:
             counters.clear()
             row = measure(case, options.rounds, torch.device(options.device))
             row["environment"]["command"] = ["compiled.py", "--cases", name, "--images", str(case.batch_size)]
+            row["environment"]["command"] += ["--threads", str(options.threads)]
             rows = [each for each in rows if _setting(each) != _setting(row)] + [row]
             options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(report(rows))
