@@ -43,6 +43,8 @@ BASE = Case(
 )
 """ViT-T of half its depth on 144 patches, with the small predictor of the CIFAR-10 presets."""
 BATCHES, SIDES, DEPTHS, RANKS = (2, 4, 8, 16, 32, 64), (32, 48, 64, 96, 128, 192, 256), (2, 4, 8, 12, 16), (1, 2)
+APART = "1 + 1"
+"""Two jobs of one rank at the same time, which wait for nothing of each other: what two ranks could reach here."""
 TIMED, MEASURED = ("batch", "patches", "depth"), ("memory",)
 AXES = (*TIMED, "ranks", *MEASURED)
 BURST = 0.4
@@ -121,19 +123,29 @@ def _burst(bench: Bench) -> float:
 
 
 def on_ranks(repeats: int) -> list[dict[str, Any]]:
-    """Rows of weak scaling: the same images for every rank, one thread each, jobs of 1 and 2 ranks in turns."""
-    found: dict[int, list[float]] = {ranks: [] for ranks in RANKS}
+    """Rows of weak scaling: the same images for every rank, one thread each, jobs in turns."""
+    found: dict[Any, list[float]] = {jobs: [] for jobs in (*RANKS, APART)}
     for repeat in range(repeats):
-        for ranks in RANKS if repeat % 2 else reversed(RANKS):
-            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-            command = [sys.executable, *launcher, "-m", "benchmarks.scaling", "--as-rank"]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-            found[ranks] += json.loads(answer.stdout.splitlines()[-1])
+        for jobs in found if repeat % 2 else reversed(found):
+            found[jobs] += _together(1, 1) if jobs == APART else _together(jobs)
     return [
-        {"axis": "ranks", "x": ranks, "batch_size": ranks * BASE.batch_size, "seconds": seconds}
-        for ranks, seconds in found.items()
+        {"axis": "ranks", "x": jobs, "batch_size": (1 if jobs == APART else jobs) * BASE.batch_size, "seconds": seconds}
+        for jobs, seconds in found.items()
     ]
+
+
+def _together(*ranks: int) -> list[float]:
+    """Seconds of the steps of jobs with so many ranks each, which run at the same time."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    jobs = []
+    for count in ranks:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        command = [sys.executable, *launcher, "-m", "benchmarks.scaling", "--as-rank"]
+        jobs.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+    answers = [job.communicate()[0] for job in jobs]
+    if any(job.returncode for job in jobs):
+        raise SystemExit("a job of the ranks failed; its own words stand above")
+    return [seconds for answer in answers for seconds in json.loads(answer.splitlines()[-1])]
 
 
 def as_rank() -> None:
@@ -249,10 +261,11 @@ def _sentences(found: dict[str, Law], rows: list[dict[str, Any]]) -> list[str]:
         where = "" if bend is None else f"; the last term is the larger from {name} = {bend:,.0f} on"
         said.append(f"- {axis}: {terms} {unit}, at most {100 * law.worst:.0f} % off{where}")
     ranks = {row["x"]: Spread.of(row["seconds"]).median for row in rows if row["axis"] == "ranks" and row["seconds"]}
-    if len(ranks) == len(RANKS):
-        said.append(
-            f"- weak scaling: {100 * ranks[1] / ranks[2]:.0f} % of twice the images per second of one rank on two ranks"
-        )
+    for jobs, what in {2: "two ranks", APART: "two jobs of one rank that know nothing of each other"}.items():
+        if jobs in ranks:
+            said.append(
+                f"- weak scaling: {100 * ranks[1] / ranks[jobs]:.0f} % of twice the images per second for {what}"
+            )
     return said
 
 

@@ -26,6 +26,7 @@ def rows() -> list[dict[str, Any]]:
         {"axis": "depth", "x": d, "batch_size": 16, "seconds": [16 * (0.5 + 0.25 * d) / 1e3]} for d in scaling.DEPTHS
     ]
     made += [{"axis": "ranks", "x": r, "batch_size": 16 * r, "seconds": [0.4 + 0.1 * r] * 3} for r in scaling.RANKS]
+    made += [{"axis": "ranks", "x": scaling.APART, "batch_size": 16, "seconds": [0.5] * 3}]
     return made + [
         {
             "axis": "memory",
@@ -60,7 +61,8 @@ def test_the_report_says_laws_and_efficiency() -> None:
     text = report(rows())
     assert "- batch: 10 + 2 B ms, at most 0 % off; the last term is the larger from B = 5 on" in text
     assert "- patches: 1 + 0.1 N + 0.001 N^2 ms" in text
-    assert "- weak scaling: 83 % of twice" in text
+    assert "- weak scaling: 83 % of twice the images per second for two ranks" in text
+    assert "- weak scaling: 100 % of twice the images per second for two jobs of one rank" in text
     assert "| ranks | 2 | 32 | 3 | 37.50 (37.50 to 37.50) |  |" in text
     assert "| depth | 4 | 16 | 1 | 1.50 (1.50 to 1.50) | 1.50 |" in text
 
@@ -92,7 +94,7 @@ def test_ranks_and_memory(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.scaling", "--axes", "ranks", "memory", "--bursts", "1"]
     subprocess.run([*command, "--out", str(out)], check=True, cwd=ROOT, capture_output=True)
     made = json.loads(out.read_text())["rows"]
-    assert {row["x"] for row in made if row["axis"] == "ranks"} == {1, 2}
+    assert {row["x"] for row in made if row["axis"] == "ranks"} == {1, 2, scaling.APART}
     assert all(row["peak"] > row["before"] for row in made if row["axis"] == "memory")
 
 
