@@ -122,7 +122,7 @@ def variant(case: Case, name: str) -> Case:
 
 
 def serve(connection: Connection, folder: Path, case: Case, name: str, device_name: str, threads: int) -> None:
-    """The process of a contestant: for every True that arrives, the seconds of a step and the foreign load in it."""
+    """The process of a contestant."""
     torch.set_num_threads(threads)
     device, batch = torch.device(device_name), typical_batch(case)
     ours = Ours(_config(variant(case, name)), device)
@@ -131,6 +131,11 @@ def serve(connection: Connection, folder: Path, case: Case, name: str, device_na
     else:
         keep_freed_memory()  # as the command line does
         step = partial(ours.step, batch)
+    take_turns(connection, step, device, threads)
+
+
+def take_turns(connection: Connection, step: Callable[[], object], device: torch.device, threads: int) -> None:
+    """For every True that arrives the seconds of a step and the foreign load in it, until a False comes."""
     while connection.recv():
         before = Reading.now()
         seconds = _seconds(step, device, threads)
@@ -140,7 +145,8 @@ def serve(connection: Connection, folder: Path, case: Case, name: str, device_na
 class Contestant:
     """A step in a process of its own, whose memory is managed as its program does it."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, serve: Callable[..., None], *arguments: Any) -> None:
+        """serve: takes a connection and the arguments, and ends with `take_turns`."""
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, *arguments), daemon=True)
@@ -193,7 +199,7 @@ def measure(
     """The row of a case; ratios are null where too few rounds were undisturbed."""
     same = compare(Public.of(folder), case, device)
     names = [name for name in contestants_of(case) if name in wanted]
-    contestants = {name: Contestant(folder, case, name, str(device), threads) for name in names}
+    contestants = {name: Contestant(serve, folder, case, name, str(device), threads) for name in names}
     kept, disturbed = race(contestants, seconds, allowed(device, threads))
     for contestant in contestants.values():
         contestant.finish()

@@ -30,6 +30,7 @@ from benchmarks.step import Bench, Case
 from cjepa.models import EncoderConfig
 from cjepa.models.predictor import PredictorConfig
 from cjepa.ranks import joined, rank
+from cjepa.training.device_memory import keep_freed_memory
 from cjepa.training.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
@@ -152,6 +153,7 @@ def as_rank() -> None:
     """A rank of the job: prints the seconds of its steps, the first one left out, if it is the first."""
     device = torch.device("cpu")
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the command line does
     with joined(device):
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         bench = Bench(replace(BASE, batch_size=BASE.batch_size * ranks), device)

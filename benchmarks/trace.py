@@ -132,10 +132,14 @@ def table(path: Path) -> str:
     """Percent of a step, in Markdown."""
     kinds = (*KINDS, "other")
     lines = [f"| case | {' | '.join(f'{kind}, %' for kind in kinds)} |", "|" + "---|" * (1 + len(kinds))]
-    for row in json.loads(path.read_text())["rows"]:
+    for row in sorted(json.loads(path.read_text())["rows"], key=lambda row: _place(row["case"])):
         cells = (f"{100 * row['shares'][kind]:.1f}" for kind in kinds)
         lines.append(f"| {row['case']} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _place(case: str) -> int:
+    return list(CASES).index(case) if case in CASES else len(CASES)
 
 
 def main() -> int:

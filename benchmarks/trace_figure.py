@@ -11,7 +11,7 @@ Span = tuple[float, float]
 """Begin and duration in milliseconds since the step began."""
 _LOW = -0.8
 """Where names of parts stand, in lanes."""
-_VISIBLE = 1500
+_VISIBLE = 6000
 """Parts of a step's time below which a gap cannot be seen: spans as near as that are drawn as one."""
 
 
