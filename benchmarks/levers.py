@@ -9,6 +9,7 @@ without a path, in rounds that nothing disturbed. Writes benchmarks/results/leve
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +29,8 @@ from cjepa.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results" / "levers.json"
 WHOLE, MEMORY = "whole", "freed memory kept"
+MOST_IMAGES = 32
+"""Of a step: six processes have to fit into the memory of a small machine."""
 
 
 def without_onednn(_: Trainer) -> None:
@@ -101,24 +104,27 @@ def serve(connection: Connection, case: Case, name: str, threads: int) -> None:
 
 
 def measure(case: Case, seconds: float, threads: int) -> dict[str, Any]:
-    """The row of a case; ratios are null where too few rounds were undisturbed."""
+    """The row of a case with at most MOST_IMAGES; ratios are null where too few rounds were undisturbed."""
+    case = replace(case, batch_size=min(case.batch_size, MOST_IMAGES))
     contestants = {name: Contestant(serve, case, name, threads) for name in (WHOLE, *levers_of(case))}
     kept, disturbed = race(contestants, seconds, ALLOWED)
     for contestant in contestants.values():
         contestant.finish()
-    row = {"case": case.name, "rounds": len(kept), "rounds_disturbed": disturbed, "threads": threads}
-    enough = len(kept) >= FEWEST
-    ratios = {name: Spread.of([each[name] / each[WHOLE] for each in kept]).as_dict() for name in levers_of(case)}
-    return row | {"longer_without": ratios if enough else None}
+    row: dict[str, Any] = {"case": case.name, "images": case.batch_size, "threads": threads, "rounds": len(kept)}
+    row |= {"rounds_disturbed": disturbed, "longer_without": None}
+    if len(kept) >= FEWEST:
+        ratios = {name: [each[name] / each[WHOLE] for each in kept] for name in levers_of(case)}
+        row["longer_without"] = {name: Spread.of(each).as_dict() for name, each in ratios.items()}
+    return row
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Times as long without each path, with quartiles, in Markdown."""
-    lines = [f"| case | n | {' | '.join(LEVERS)} |", "|" + "---|" * (len(LEVERS) + 2)]
+    lines = [f"| case | images | n | {' | '.join(LEVERS)} |", "|" + "---|" * (len(LEVERS) + 3)]
     for row in rows:
         found = row["longer_without"] or {}
         cells = (_text(found[name]) if name in found else "" for name in LEVERS)
-        lines.append(f"| {row['case']} | {row['rounds']} | {' | '.join(cells)} |")
+        lines.append(f"| {row['case']} | {row['images']} | {row['rounds']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ from benchmarks import (
     peers,
     precision,
     presets,
+    scaling,
     step,
     theory,
     time_to_accuracy,
@@ -51,6 +52,7 @@ DOCUMENTED = {
             time_to_accuracy.report(json.loads(time_to_accuracy.RESULTS.read_text())["rows"])
         ],
         compiled.RESULTS: lambda: [compiled.report(json.loads(compiled.RESULTS.read_text()))],
+        scaling.RESULTS: lambda: scaling.report(json.loads(scaling.RESULTS.read_text())["rows"]).split("\n\n"),
         precision.RESULTS: lambda: [precision.report(json.loads(precision.RESULTS.read_text()))],
         masks.BEFORE: lambda: [masks.report(json.loads(masks.BEFORE.read_text()))],
     },
