@@ -293,6 +293,14 @@ def test_an_image_of_another_size_is_refused(shapes: Path) -> None:
         open_coco(shapes)
 
 
+def test_a_test_image_that_is_cut_is_refused_before_anything_is_trained(shapes: Path) -> None:
+    """Its header is whole, so that nothing but decoding tells."""
+    path = shapes / "val" / "2.png"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"2\.png cannot be read: .*; replace it, or remove it from the annotations"):
+        open_coco(shapes)
+
+
 @pytest.mark.parametrize("package", ["torchvision", "pycocotools.coco"])
 def test_missing_packages_are_named(shapes: Path, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
