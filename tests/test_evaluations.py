@@ -359,3 +359,22 @@ def test_a_hold_out_that_shares_no_class_is_refused(run: Path, tmp_path: Path) -
         next(one.iterdir()).rename(tmp_path / "images" / label / name)
     with pytest.raises(InputError, match="no class has an image to train on besides the one held out"):
         evaluate_run(run, [KnnConfig(k=(3,))], images=tmp_path / "images", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        (LowshotConfig(per_class=(1, 2)), "per_class: class a has fewer than 2 training images; ask for fewer"),
+        (RetrievalConfig(k=(1, 3)), "k: there are only 2 training images"),
+        (LinearConfig(), "every class has a single training image"),
+    ],
+    ids=lambda part: getattr(part, "name", None),
+)
+def test_keys_that_the_labels_cannot_satisfy_are_refused_before_an_image_is_read(
+    run: Path, tmp_path: Path, evaluation: Evaluation, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "test"):
+        write_images(tmp_path / split, classes=("a", "b"), count=1)
+    monkeypatch.setattr("cjepa.evaluation.labelled.EvaluationImages", None)
+    with pytest.raises(InputError, match=message):
+        evaluate_run(run, [evaluation], images=tmp_path, device="cpu")

@@ -13,11 +13,11 @@ from cjepa.evaluation.features import LabelledFeatures
 from cjepa.evaluation.finetune import FinetuneConfig, open_finetune
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
 from cjepa.evaluation.labelled import LabelledImages
-from cjepa.evaluation.linear import LinearConfig, linear_accuracy
+from cjepa.evaluation.linear import LinearConfig, check_strengths, linear_accuracy
 from cjepa.evaluation.linear_sgd import LinearSgdConfig, open_linear_sgd
-from cjepa.evaluation.lowshot import LowshotConfig, lowshot_accuracy
+from cjepa.evaluation.lowshot import LowshotConfig, check_counts, lowshot_accuracy
 from cjepa.evaluation.patches import PatchRetrievalConfig, open_patch_retrieval
-from cjepa.evaluation.retrieval import RetrievalConfig, retrieval_recall
+from cjepa.evaluation.retrieval import RetrievalConfig, check_neighbours, retrieval_recall
 from cjepa.evaluation.segmentation import SegmentationConfig, open_segmentation
 from cjepa.evaluation.task import FeatureTask, Task
 from cjepa.evaluation.video import VideoConfig, open_video
@@ -55,6 +55,22 @@ def evaluate(config: FeatureEvaluation, features: LabelledFeatures) -> dict[str,
             assert_never(config)
 
 
+def check_labels(config: FeatureEvaluation, images: LabelledImages) -> None:
+    """InputError for keys that the labelled training images cannot satisfy: their labels tell, before one is read."""
+    labels = images.train.labels
+    match config:
+        case KnnConfig():
+            pass  # a k above the number of images is cut to it
+        case LinearConfig():
+            check_strengths(config, labels)
+        case LowshotConfig():
+            check_counts(config, labels, images.train.classes)
+        case RetrievalConfig():
+            check_neighbours(config.k, len(labels))
+        case _:
+            assert_never(config)
+
+
 def open_task(config: Evaluation, data: DataConfig, images: Callable[[], LabelledImages]) -> Task:
     """An evaluation with its images; InputError when they are missing or cannot be used.
 
@@ -63,7 +79,9 @@ def open_task(config: Evaluation, data: DataConfig, images: Callable[[], Labelle
     """
     match config:
         case KnnConfig() | LinearConfig() | LowshotConfig() | RetrievalConfig():
-            return FeatureTask(images(), config.pooling, lambda features: evaluate(config, features))
+            labelled = images()
+            check_labels(config, labelled)
+            return FeatureTask(labelled, config.pooling, lambda features: evaluate(config, features))
         case LinearSgdConfig():
             return open_linear_sgd(config, images())
         case AttentiveConfig():
