@@ -16,7 +16,7 @@ from cjepa.build import untrained_encoder
 from cjepa.config.presets import resolve
 from cjepa.data.source import _name_share
 from cjepa.errors import InputError, StoppedEarly
-from cjepa.evaluation import Evaluation, fitting
+from cjepa.evaluation import VERSIONS, Evaluation, fitting
 from cjepa.evaluation.attentive import AttentiveConfig
 from cjepa.evaluation.clevr import CountingConfig, DistanceConfig
 from cjepa.evaluation.detection import DetectionConfig
@@ -238,6 +238,26 @@ def test_lines_that_do_not_say_whose_they_are_are_no_answer(run: Path, tmp_path:
     assert evaluate_run(copied, [KnnConfig(k=(3,))], device="cpu", comparisons=False) == results
     assert len(read_rows(copied / "evaluations.jsonl")) == 2
     assert "99.0" not in write_report({"run": copied}).read_text()
+
+
+def test_lines_of_before_an_evaluation_s_values_changed_are_no_answer(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations.jsonl"))
+    [before] = evaluate_run(copied, [KnnConfig(k=(3,))], device="cpu", comparisons=False)
+    assert "version" not in before.protocol
+    monkeypatch.setattr("cjepa.evaluation.VERSIONS", {"knn": 2})
+    [after] = evaluate_run(copied, [KnnConfig(k=(3,))], device="cpu", comparisons=False)
+    assert after.protocol == before.protocol | {"version": 2}
+    assert [row["protocol"] for row in read_rows(copied / "evaluations.jsonl")] == [before.protocol, after.protocol]
+    assert evaluate_run(copied, [KnnConfig(k=(3,))], device="cpu", comparisons=False) == [after]
+    monkeypatch.undo()
+    assert evaluate_run(copied, [KnnConfig(k=(3,))], device="cpu", comparisons=False) == [before]
+
+
+def test_versions_are_of_evaluations() -> None:
+    assert VERSIONS.keys() <= {part.model_fields["name"].default for part in Evaluation.__args__}
+    assert min(VERSIONS.values()) > 1, "the first is not written"
 
 
 def test_a_head_is_not_continued_on_other_weights(

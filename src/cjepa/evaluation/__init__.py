@@ -1,7 +1,7 @@
 """How good an encoder is: evaluations of frozen features, and of encoders trained further."""
 
 from collections.abc import Callable
-from typing import Annotated, assert_never
+from typing import Annotated, Any, assert_never
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ from cjepa.evaluation.retrieval import RetrievalConfig, check_neighbours, retrie
 from cjepa.evaluation.segmentation import SegmentationConfig, open_segmentation
 from cjepa.evaluation.task import FeatureTask, Task
 from cjepa.evaluation.video import VideoConfig, open_video
+from cjepa.types import Precision
 
 FeatureEvaluation = KnnConfig | LinearConfig | LowshotConfig | RetrievalConfig
 """Functions of frozen features with labels: cheap enough to be measured while a run trains."""
@@ -38,6 +39,20 @@ Evaluation = (
     | VideoConfig
 )
 EvaluationConfig = Annotated[Evaluation, Field(discriminator="name")]
+
+VERSIONS = {"detection": 2}
+"""Evaluations that once gave other values for the same keys, images and weights, by name; of all others 1.
+
+Raised by hand with such a change, so that lines of before it are neither answers nor compared with those of after it.
+"""
+
+
+def protocol_of(config: Evaluation, task: Task, precision: Precision) -> dict[str, Any]:
+    """All that decides the values of an evaluation besides the weights, as it is kept with them."""
+    # Where the images lie is a matter of the machine; what they are is in the task's protocol.
+    keys = config.model_dump(mode="json", exclude={"data"})
+    version = {"version": VERSIONS[config.name]} if config.name in VERSIONS else {}
+    return keys | task.protocol() | {"precision": precision} | version
 
 
 def evaluate(config: FeatureEvaluation, features: LabelledFeatures) -> dict[str, float]:
