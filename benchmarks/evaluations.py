@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from cjepa.build import build_encoder, find_checkpoint, read_config
-from cjepa.evaluation import Evaluation, FeatureEvaluation
+from cjepa.evaluation import Evaluation, FeatureEvaluation, protocol_of
 from cjepa.evaluation.attentive import AttentiveConfig
 from cjepa.evaluation.davis_scores import VOID
 from cjepa.evaluation.finetune import FinetuneConfig
@@ -177,8 +177,7 @@ def segmented(run: Path, evaluation: SegmentationConfig, seed: int) -> list[Resu
     """Untrained and trained encoder under heads of the same seed, which is not the run's."""
     config, checkpoint = read_config(run), find_checkpoint(run, "last")
     task = open_segmentation(evaluation, config.data)
-    keys = evaluation.model_dump(mode="json", exclude={"data"})
-    protocol = keys | task.protocol() | {"precision": "float32", HEAD_SEED: seed}
+    protocol = protocol_of(evaluation, task, "float32") | {HEAD_SEED: seed}
     results = []
     for name, used in (("untrained", None), ("target", checkpoint)):
         encoder = build_encoder(config, used)

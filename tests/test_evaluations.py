@@ -16,7 +16,7 @@ from cjepa.build import untrained_encoder
 from cjepa.config.presets import resolve
 from cjepa.data.source import _name_share
 from cjepa.errors import InputError, StoppedEarly
-from cjepa.evaluation import Evaluation, fitting
+from cjepa.evaluation import VERSIONS, Evaluation, fitting
 from cjepa.evaluation.attentive import AttentiveConfig
 from cjepa.evaluation.clevr import CountingConfig, DistanceConfig
 from cjepa.evaluation.detection import DetectionConfig
@@ -240,6 +240,26 @@ def test_lines_that_do_not_say_whose_they_are_are_no_answer(run: Path, tmp_path:
     assert "99.0" not in write_report({"run": copied}).read_text()
 
 
+def test_lines_of_before_an_evaluation_s_values_changed_are_no_answer(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations.jsonl"))
+    [before] = evaluate_run(copied, [KnnConfig(k=(3,))], device="cpu", comparisons=False)
+    assert "version" not in before.protocol
+    monkeypatch.setattr("cjepa.evaluation.VERSIONS", {"knn": 2})
+    [after] = evaluate_run(copied, [KnnConfig(k=(3,))], device="cpu", comparisons=False)
+    assert after.protocol == before.protocol | {"version": 2}
+    assert [row["protocol"] for row in read_rows(copied / "evaluations.jsonl")] == [before.protocol, after.protocol]
+    assert evaluate_run(copied, [KnnConfig(k=(3,))], device="cpu", comparisons=False) == [after]
+    monkeypatch.undo()
+    assert evaluate_run(copied, [KnnConfig(k=(3,))], device="cpu", comparisons=False) == [before]
+
+
+def test_versions_are_of_evaluations() -> None:
+    assert VERSIONS.keys() <= {part.model_fields["name"].default for part in Evaluation.__args__}
+    assert min(VERSIONS.values()) > 1, "the first is not written"
+
+
 def test_a_head_is_not_continued_on_other_weights(
     images: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,3 +379,22 @@ def test_a_hold_out_that_shares_no_class_is_refused(run: Path, tmp_path: Path) -
         next(one.iterdir()).rename(tmp_path / "images" / label / name)
     with pytest.raises(InputError, match="no class has an image to train on besides the one held out"):
         evaluate_run(run, [KnnConfig(k=(3,))], images=tmp_path / "images", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        (LowshotConfig(per_class=(1, 2)), "per_class: class a has fewer than 2 training images; ask for fewer"),
+        (RetrievalConfig(k=(1, 3)), "k: there are only 2 training images"),
+        (LinearConfig(), "every class has a single training image"),
+    ],
+    ids=lambda part: getattr(part, "name", None),
+)
+def test_keys_that_the_labels_cannot_satisfy_are_refused_before_an_image_is_read(
+    run: Path, tmp_path: Path, evaluation: Evaluation, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "test"):
+        write_images(tmp_path / split, classes=("a", "b"), count=1)
+    monkeypatch.setattr("cjepa.evaluation.labelled.EvaluationImages", None)
+    with pytest.raises(InputError, match=message):
+        evaluate_run(run, [evaluation], images=tmp_path, device="cpu")

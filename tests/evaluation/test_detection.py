@@ -18,10 +18,12 @@ from cjepa.evaluation.coco import as_results, open_coco, scores
 from cjepa.evaluation.detection import (
     DetectionConfig,
     ObjectBatches,
+    backbone_of,
     boxes_of,
     build_detector,
     fitted_size,
     open_detection,
+    parameter_groups,
     parts,
     to_image,
 )
@@ -212,6 +214,22 @@ def test_it_trains_scores_and_continues_to_the_bit(shapes: Path, tmp_path: Path)
     assert task.measure(encoder, Work(keeper=keeper)) == expected
 
 
+def test_rates_fall_towards_the_pixels_as_in_vitdet() -> None:
+    """Layer l of L + 1 at decay^(L + 1 - l): the last block is one step below what follows it, not level with it."""
+    config = DetectionConfig(data=Path("unused"), channels=8, rate=1e-3, tune=0.5, layer_decay=0.7)
+    model = build_detector(small_encoder(patch_size=8, size=32), config, 2, 32)
+    rates = {id(each): group["lr"] for group in parameter_groups(model, config) for each in group["params"]}
+    factors = {"patch_projection": 0.7**3, "blocks.0": 0.7**2, "blocks.1": 0.7, "norm": 1.0}
+    places = {f"backbone.encoder.encoder.{place}.": 0.5e-3 * factor for place, factor in factors.items()}
+    for name, each in model.named_parameters():
+        expected = next((rate for place, rate in places.items() if name.startswith(place)), 1e-3)
+        assert rates.pop(id(each)) == pytest.approx(expected), name
+    assert not rates
+    backbone_of(model).encoder.requires_grad_(False)
+    frozen = [each for group in parameter_groups(model, config) for each in group["params"]]
+    assert {id(each) for each in frozen} == {id(each) for each in model.parameters() if each.requires_grad}
+
+
 @pytest.mark.slow
 def test_it_learns_to_find_shapes(shapes: Path) -> None:
     config = DetectionConfig(data=shapes, epochs=100, batch_size=6, channels=32, regions=64, rate=1e-3, size=64)
@@ -290,6 +308,14 @@ def test_unusable_annotations_are_refused(shapes: Path, what: str, message: str)
 def test_an_image_of_another_size_is_refused(shapes: Path) -> None:
     Image.new("RGB", (10, 10)).save(shapes / "val" / "1.png")
     with pytest.raises(InputError, match="10 x 10 pixels, its annotation says 80 x 60"):
+        open_coco(shapes)
+
+
+def test_a_test_image_that_is_cut_is_refused_before_anything_is_trained(shapes: Path) -> None:
+    """Its header is whole, so that nothing but decoding tells."""
+    path = shapes / "val" / "2.png"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"2\.png cannot be read: .*; replace it, or remove it from the annotations"):
         open_coco(shapes)
 
 

@@ -315,6 +315,14 @@ def test_masks_that_are_only_tested_on_are_refused_before_anything_is_trained(
         open_segmentation(SegmentationConfig.model_validate({"data": scenes} | keys), DATA)
 
 
+def test_test_images_that_are_cut_are_refused_before_anything_is_trained(scenes: Path) -> None:
+    """Their headers are whole, so that nothing but decoding tells."""
+    path = scenes / "images" / "test" / "02.png"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"02\.png cannot be read: .*; replace or remove it and its mask"):
+        open_segmentation_data(scenes, None, 255, None)
+
+
 def test_test_masks_without_any_label_are_refused_before_anything_is_trained(scenes: Path) -> None:
     for path in (scenes / "masks" / "test").iterdir():
         Image.fromarray(np.full((36, 28), 255, dtype=np.uint8)).save(path)

@@ -250,6 +250,53 @@ def test_a_program_needs_nothing_of_this_package(
         torch.testing.assert_close(pooled, encoder.embed(images), atol=1e-5, rtol=1e-5)
 
 
+def lines_alone(written: Export, images: Any) -> tuple[Any, Any]:
+    """What the lines of the card give for uint8 images, with nothing but the file."""
+    scope: dict[str, Any] = {"images": images}
+    exec(written.usage, scope)
+    assert scope["how"] == {
+        "steps": scope["how"]["steps"],
+        "image_size": [24, 24],
+        "patch_size": 4,
+        "evaluation_crop": 0.75,
+        "mean": list(MEAN),
+        "std": list(STD),
+    }
+    return scope["patches"], scope["pooled"]
+
+
+def test_onnx_s_metadata_say_how_to_prepare_images(
+    encoder: PretrainedEncoder, exported: Callable[[AnyExport], Export]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    written = exported(OnnxConfig())
+    noted = {each.key: each.value for each in onnx.load(written.folder / onnx_file.MODEL).metadata_props}
+    assert json.loads(noted["cjepa_preparation"])["std"] == list(STD)
+    patches, pooled = lines_alone(written, pixels().numpy())
+    np.testing.assert_allclose(patches, encoder(pixels()).numpy(), atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(pooled, encoder.embed(pixels()).numpy(), atol=1e-4, rtol=1e-4)
+
+
+def test_onnx_s_metadata_are_there_with_weights_in_a_file_beside_it(
+    encoder: PretrainedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnx_file, "_MOST_IN_ONE_FILE", 0)
+    written = write(OnnxConfig(), encoder, tmp_path / "out")
+    assert written.files == ["README.md", "model.onnx", "model.onnx.data"]
+    patches, _ = lines_alone(written, pixels().numpy())
+    np.testing.assert_allclose(patches, encoder(pixels()).numpy(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_program_s_extra_file_says_how_to_prepare_images(
+    encoder: PretrainedEncoder, exported: Callable[[AnyExport], Export]
+) -> None:
+    patches, pooled = lines_alone(exported(ProgramConfig()), pixels())
+    torch.testing.assert_close(patches, encoder(pixels()), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pooled, encoder.embed(pixels()), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("grid", [(6, 6), (1, 9), (40, 3)])
 def test_the_traceable_encoder_is_the_encoder(grid: tuple[int, int]) -> None:
     built = transformer(SCALED)

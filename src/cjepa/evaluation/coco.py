@@ -74,7 +74,10 @@ class CocoData:
 
 
 def open_coco(root: Path) -> CocoData:
-    """COCO's folder, or one of its layout; InputError where images, objects or pycocotools are missing."""
+    """COCO's folder, or one of its layout; InputError where images, objects or pycocotools are missing.
+
+    Every test image is decoded once, so that one that cannot be is refused before anything is trained.
+    """
     names = next((each for each in LAYOUTS if _annotations(root, each[0]).is_file()), None)
     if names is None:
         raise InputError(
@@ -92,6 +95,8 @@ def open_coco(root: Path) -> CocoData:
             f"no training object in {root} has category {min(unseen)}, which test objects have; add such images or "
             "remove the category from the test annotations"
         )
+    for image_id in test.ids:  # one that is cut has a good header, and would end the evaluation after all training
+        test.load(image_id)
     digest = hashlib.sha256(b"".join(_annotations(root, name).read_bytes() for name in names))
     digest.update(fingerprint_of(split.path(image_id) for split in (train, test) for image_id in split.ids).encode())
     return CocoData(train, test, labels, digest.hexdigest()[:16])

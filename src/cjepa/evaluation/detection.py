@@ -50,9 +50,9 @@ class DetectionConfig(Part):
     rate: float = Field(1e-4, gt=0)
     """AdamW's peak learning rate; after a warm-up of a twentieth it falls by half a cosine."""
     tune: float = Field(1.0, ge=0, le=1)
-    """Learning rate of the encoder's last block relative to that; 0 leaves the encoder frozen."""
+    """Learning rate of the encoder's last LayerNorm relative to that; 0 leaves the encoder frozen."""
     layer_decay: float = Field(0.7, gt=0, le=1)
-    """Each block's learning rate is that of the block after it times this (ViTDet: 0.7 for ViT-B)."""
+    """Each block's learning rate is that of what comes after it times this (ViTDet: 0.7 for ViT-B)."""
     weight_decay: float = Field(0.1, ge=0)
     """AdamW's decay of matrices."""
     channels: int = Field(256, ge=8, multiple_of=8)
@@ -161,7 +161,7 @@ class DetectionTask(EncoderTask):
         model.train()
         return Plan(
             modules={"model": model},
-            optimizer=torch.optim.AdamW(_groups(model, config)),
+            optimizer=torch.optim.AdamW(parameter_groups(model, config)),
             batches=ObjectBatches(self.data, ids, self.side, size, work.seed),
             loss=loss,
             rate=lambda step: warmup_cosine(step, steps // 20, steps),
@@ -276,18 +276,21 @@ def backbone_of(model: nn.Module) -> Backbone:
     return backbone
 
 
-def _groups(model: nn.Module, config: DetectionConfig) -> list[dict[str, Any]]:
-    """Heads and pyramid at the full rate; the encoder's blocks at rates that fall towards the pixels."""
+def parameter_groups(model: nn.Module, config: DetectionConfig) -> list[dict[str, Any]]:
+    """AdamW's groups: heads and pyramid at `rate`, layer l of the encoder at rate * tune * layer_decay^(L + 1 - l).
+
+    Layer 0 is the patch projection, layer l block l, layer L + 1 the LayerNorm after the last block, as in ViTDet (Li
+    et al., 2022) and BEiT; vectors do not decay. A frozen encoder is in no group.
+    """
     transformer = backbone_of(model).encoder.encoder
     depth = len(transformer.blocks)
-    layers: list[tuple[nn.Module, int]] = [(transformer.patch_projection, depth)] if config.tune else []
-    layers += [(block, depth - 1 - number) for number, block in enumerate(transformer.blocks)] if config.tune else []
+    layers: list[tuple[int, nn.Module]] = [(0, transformer.patch_projection), (depth + 1, transformer.norm)]
+    layers += enumerate(transformer.blocks, start=1)
     scales = {
-        id(each): config.rate * config.tune * config.layer_decay**steps
-        for module, steps in layers
+        id(each): config.rate * config.tune * config.layer_decay ** (depth + 1 - layer)
+        for layer, module in layers
         for each in module.parameters()
     }
-    scales |= {id(each): config.rate * config.tune for each in transformer.norm.parameters()}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:

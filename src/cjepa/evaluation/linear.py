@@ -62,6 +62,12 @@ def linear_accuracy(config: LinearConfig, features: LabelledFeatures) -> dict[st
     return {"linear": _path(config, upto, train, labels, test, features.test_labels.cpu().numpy())[-1]}
 
 
+def check_strengths(config: LinearConfig, labels: Int[np.ndarray, "n"]) -> None:
+    """InputError if there are strengths to choose from, and no class has a second training image to choose on."""
+    if len(set(config.inverse_regularisation)) > 1:
+        validation_images(labels, config.validation_share)
+
+
 def _whitened(features: LabelledFeatures) -> tuple[Float[np.ndarray, "n D"], Float[np.ndarray, "m D"]]:
     """Standardised, then decorrelated by the training images' correlations.
 

@@ -4,7 +4,6 @@ import warnings
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Int
 from pydantic import Field, model_validator
 
@@ -54,9 +53,9 @@ def lowshot_accuracy(config: LowshotConfig, features: LabelledFeatures) -> dict[
     """
     centre = Centre(features.train.mean(0), ~constant_dimensions(features.train))
     labels = features.train_labels.numpy()
+    check_counts(config, labels, features.classes)
     wanted = {f"lowshot_{100 * share:g}_percent": _of_each_class(labels, share) for share in config.shares}
     for count in config.per_class:
-        _check_enough(features, count)
         wanted[f"lowshot_{count}_per_class"] = dict.fromkeys(np.unique(labels).tolist(), count)
     values = {}
     for name, counts in wanted.items():
@@ -74,13 +73,15 @@ def _of_each_class(labels: Int[np.ndarray, "n"], share: float) -> dict[int, int]
     return {int(label): max(1, round(share * count)) for label, count in zip(*counts, strict=True)}
 
 
-def _check_enough(features: LabelledFeatures, count: int) -> None:
-    found = torch.bincount(features.train_labels, minlength=len(features.classes))
-    few = [name for name, images in zip(features.classes, found.tolist(), strict=True) if 0 < images < count]
-    if few:
-        raise InputError(
-            f"per_class: class {few[0]} has fewer than {count} training images; ask for fewer, or add images"
-        )
+def check_counts(config: LowshotConfig, labels: Int[np.ndarray, "n"], classes: tuple[str, ...]) -> None:
+    """InputError if a class has fewer training images than per_class asks for. labels: of the training images."""
+    present, images = np.unique(labels, return_counts=True)
+    for count in config.per_class:
+        few = [classes[label] for label in present[images < count]]
+        if few:
+            raise InputError(
+                f"per_class: class {few[0]} has fewer than {count} training images; ask for fewer, or add images"
+            )
 
 
 def _choice(labels: Int[np.ndarray, "n"], counts: dict[int, int], draw: int) -> Int[np.ndarray, "k"]:

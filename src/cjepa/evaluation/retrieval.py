@@ -54,8 +54,7 @@ def found_within(
 
     centre: subtract the training mean first. InputError for a k above the number of training rows.
     """
-    if max(counts) > len(train):
-        raise InputError(f"k: there are only {len(train)} training images or patches; ask for fewer neighbours")
+    check_neighbours(counts, len(train))
     middle = Centre(train.mean(0), ~constant_dimensions(train)) if centre else None
     chunk = query_chunks(test, len(train))
     same = []
@@ -64,6 +63,12 @@ def found_within(
         same.append(train_labels[index] == labels[:, None])
     hits = torch.cat(same)
     return {k: hits[:, :k].any(1) for k in counts}
+
+
+def check_neighbours(counts: tuple[int, ...], rows: int) -> None:
+    """InputError for a k above the number of training rows, which needs no feature to be known."""
+    if max(counts) > rows:
+        raise InputError(f"k: there are only {rows} training images or patches; ask for fewer neighbours")
 
 
 def crop_retrieval(first: Float[Tensor, "n D"], second: Float[Tensor, "n D"]) -> float:

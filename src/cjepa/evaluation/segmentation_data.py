@@ -102,13 +102,13 @@ def read_mask(path: Path) -> Int[np.ndarray, "H W"]:
 def open_segmentation_data(
     root: Path, classes: int | None, unlabelled: int, zero_is_unlabelled: bool | None
 ) -> SegmentationData:
-    """The pairs below a folder, every mask and the size of every image looked at.
+    """The pairs below a folder: every mask, every test image and the size of every training image looked at.
 
     Two layouts: images/{train,val or test} with masks/..., and ADE20K's images/{training,validation} with
     annotations/..., where 0 means unlabelled and classes count from 1 (zero_is_unlabelled: None takes what the layout
     says). A mask has the name of its image and ends in .png. classes: None takes the largest label found. Raises
     InputError where masks are missing, have another size than their image, hold no label, labels out of range, or
-    classes in the test images that were never trained on.
+    classes in the test images that were never trained on, and where a test image cannot be decoded.
     """
     train, test, ade = _pairs(root)
     shift = int(ade if zero_is_unlabelled is None else zero_is_unlabelled)
@@ -137,7 +137,7 @@ def open_segmentation_data(
     if any(not 0 <= label - shift < classes for label in found[0] | found[1]):
         for pair in chain(train, test):
             data.labels(pair.mask)
-    for pair in chain(*(each.doubtful for each in looked)):
+    for pair in chain(looked[0].doubtful, test):  # a test image that is cut has a good header
         data.load(pair)
     return data
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from cjepa.errors import InputError
 from cjepa.export.parity import Difference, compare, probe, sizes
+from cjepa.export.preparation import NOTE, preparation_text
 from cjepa.export.traceable import INPUT, OUTPUTS, trace
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.types import Part
@@ -28,7 +29,8 @@ class OnnxConfig(Part):
 def write_onnx(config: OnnxConfig, encoder: PretrainedEncoder, folder: Path) -> None:
     """Write the graph into an existing folder; weights of more than 1.5 GB go into a file beside it.
 
-    InputError for an opset that the exporter does not know: it would write another one, with a message in a log only.
+    The model's metadata say how images become its inputs. InputError for an opset that the exporter does not know: it
+    would write another one, with a message in a log only.
     """
     import onnx
 
@@ -45,13 +47,15 @@ def write_onnx(config: OnnxConfig, encoder: PretrainedEncoder, folder: Path) -> 
             external_data=weights > _MOST_IN_ONE_FILE,
             verbose=False,
         )
-    imported = onnx.load(folder / MODEL, load_external_data=False).opset_import
-    written = next((each.version for each in imported if each.domain in ("", "ai.onnx")), None)
+    model = onnx.load(folder / MODEL, load_external_data=False)
+    written = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), None)
     if written != config.opset:
         raise InputError(
             f"opset={config.opset} cannot be written by the exporter that is installed (it wrote {written}); choose a "
             "smaller one, or leave it out"
         )
+    model.metadata_props.add(key=NOTE, value=preparation_text(encoder))
+    onnx.save(model, folder / MODEL)
 
 
 def check_onnx(encoder: PretrainedEncoder, folder: Path) -> list[Difference]:
@@ -59,6 +63,7 @@ def check_onnx(encoder: PretrainedEncoder, folder: Path) -> list[Difference]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(folder / MODEL), providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map[NOTE] == preparation_text(encoder)
     differences = []
     for count, size in enumerate(sizes(encoder), start=1):
         images = probe(encoder, size, count)
@@ -75,7 +80,10 @@ def check_onnx(encoder: PretrainedEncoder, folder: Path) -> list[Difference]:
 def load_onnx(folder: Path) -> str:
     """Python that opens it."""
     return (
-        "import onnxruntime\n\n"
+        "import json\n\nimport numpy as np\nimport onnxruntime\n\n"
         f'session = onnxruntime.InferenceSession("{folder / MODEL}")\n'
-        f'patches, pooled = session.run(None, {{"{INPUT}": normalised}})  # float32 [B, 3, H, W]'
+        f'how = json.loads(session.get_modelmeta().custom_metadata_map["{NOTE}"])  # how["steps"] says it in words\n'
+        'mean, std = (np.array(how[key], "float32").reshape(3, 1, 1) for key in ("mean", "std"))\n'
+        'normalised = (images.astype("float32") / 255 - mean) / std  # images: uint8 [B, 3, H, W]\n'
+        f'patches, pooled = session.run(None, {{"{INPUT}": normalised}})'
     )

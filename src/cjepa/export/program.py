@@ -6,11 +6,14 @@ from typing import Literal
 import torch
 
 from cjepa.export.parity import Difference, compare, probe, sizes
+from cjepa.export.preparation import NOTE, preparation_text
 from cjepa.export.traceable import trace
 from cjepa.models.pretrained import PretrainedEncoder
 from cjepa.types import Part
 
 PROGRAM = "encoder.pt2"
+NOTED = f"{NOTE}.json"
+"""The extra file in it that says how images become inputs."""
 
 
 class ProgramConfig(Part):
@@ -20,13 +23,15 @@ class ProgramConfig(Part):
 
 
 def write_program(encoder: PretrainedEncoder, folder: Path) -> None:
-    """Write the graph into an existing folder."""
-    torch.export.save(trace(encoder), folder / PROGRAM)
+    """Write the graph into an existing folder, with how images become its inputs."""
+    torch.export.save(trace(encoder), folder / PROGRAM, extra_files={NOTED: preparation_text(encoder)})
 
 
 def check_program(encoder: PretrainedEncoder, folder: Path) -> list[Difference]:
     """The program that the file gives back against the encoder, at three sizes."""
-    module = torch.export.load(folder / PROGRAM).module()
+    files = {NOTED: ""}
+    module = torch.export.load(folder / PROGRAM, extra_files=files).module()
+    assert files[NOTED] == preparation_text(encoder)
     differences = []
     for count, size in enumerate(sizes(encoder), start=1):
         images = probe(encoder, size, count)
@@ -43,7 +48,10 @@ def check_program(encoder: PretrainedEncoder, folder: Path) -> list[Difference]:
 def load_program(folder: Path) -> str:
     """Python that opens it."""
     return (
-        "import torch\n\n"
-        f'encoder = torch.export.load("{folder / PROGRAM}").module()\n'
-        "patches, pooled = encoder(normalised)  # float32 [B, 3, H, W]"
+        "import json\n\nimport torch\n\n"
+        f'files = {{"{NOTED}": ""}}  # filled while the program is loaded\n'
+        f'encoder = torch.export.load("{folder / PROGRAM}", extra_files=files).module()\n'
+        f'how = json.loads(files["{NOTED}"])  # how["steps"] says it in words\n'
+        'mean, std = (torch.tensor(how[key]).view(3, 1, 1) for key in ("mean", "std"))\n'
+        "patches, pooled = encoder((images / 255 - mean) / std)  # images: uint8 [B, 3, H, W]"
     )

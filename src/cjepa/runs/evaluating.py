@@ -22,7 +22,7 @@ from cjepa.build import (
 from cjepa.config import parse
 from cjepa.data import DataConfig, FolderConfig
 from cjepa.errors import InputError, StoppedEarly, StorageError, enough_memory
-from cjepa.evaluation import Evaluation, open_task
+from cjepa.evaluation import Evaluation, open_task, protocol_of
 from cjepa.evaluation.labelled import LabelledImages
 from cjepa.evaluation.monitor import MonitorConfig
 from cjepa.evaluation.task import Task, Values
@@ -239,9 +239,7 @@ class _Measured:
         task: Task,
         measure: Callable[[Work], Values],
     ) -> Result:
-        # Where the images lie is a matter of the machine; what they are is in the task's protocol.
-        keys = evaluation.model_dump(mode="json", exclude={"data"})
-        protocol = keys | task.protocol() | {"precision": self.work.precision}
+        protocol = protocol_of(evaluation, task, self.work.precision)
         asked = Result(step, evaluation.name, encoder, digest, protocol, {})
         _refuse_other_ranks(asked)
         known = from_first(lambda: self.log.find(asked))
