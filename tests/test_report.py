@@ -15,7 +15,7 @@ from cjepa.build import read_config
 from cjepa.cli import app
 from cjepa.config import RunConfig
 from cjepa.config.presets import resolve
-from cjepa.errors import DivergedError, InputError, StoppedEarly
+from cjepa.errors import DivergedError, InputError, StoppedEarly, StorageError
 from cjepa.models.attention import attention_received
 from cjepa.runs import card_of, name_runs, pretrain, visualize, write_report
 from cjepa.runs import recording as recording_module
@@ -120,6 +120,27 @@ def test_the_report_changes_nothing_of_the_run(tmp_path: Path, run: Path, config
     assert (plain / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
     assert not (plain / "report").exists()
     assert not (plain / "timing.jsonl").exists()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("work", ["append", "sync"])
+def test_times_that_cannot_be_written_cost_a_warning(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, work: str
+) -> None:
+    """With training.on_failed_write=stop, as well: nothing that the run continues from is lost."""
+    done = getattr(RowLog, work)
+
+    def on_a_full_disk(self: RowLog, *row: object) -> None:
+        if self.path.name == "timing.jsonl":
+            raise StorageError("no space left")
+        done(self, *row)
+
+    monkeypatch.setattr(RowLog, work, on_a_full_disk)
+    training = config.training.model_copy(update={"epochs": 1.0})
+    assert config.training.on_failed_write == "stop"
+    outcome = pretrain(config.model_copy(update={"training": training}), tmp_path / "run")
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").steps()[-1] == outcome.steps == 3
+    assert "timing.jsonl not written (StorageError: no space left); training goes on" in caplog.text
 
 
 @pytest.mark.usefixtures("quick")
@@ -264,6 +285,16 @@ def test_a_report_is_one_file_with_the_names_escaped(run: Path, tmp_path: Path) 
     assert "<b>run" not in text
     assert len(text) < 15_000_000
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_comparison_leaves_the_page_of_the_first_run_alone(run: Path, copy: Path) -> None:
+    write_report({"copy": copy})
+    shown = cjepa("report", copy, run)
+    path = copy / "report" / "comparison.html"
+    assert (shown.exit_code, shown.output) == (0, f"report: {path}\n")
+    assert path.read_text() == "['copy', '<b>run']"
+    assert (copy / "report" / "index.html").read_text() == "['copy']"
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, run: Path) -> None:

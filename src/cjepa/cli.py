@@ -275,7 +275,9 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The page to write.", show_default="RUN/report/index.html of the first run", callback=at_home
+            help="The page to write.",
+            show_default="RUN/report/index.html; of several, comparison.html there in the first RUN",
+            callback=at_home,
         ),
     ] = None,
 ) -> None:

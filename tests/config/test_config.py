@@ -419,6 +419,33 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("yaml") / "config.yaml"
 
 
+@pytest.mark.parametrize("name", ["007", "010", "-01", "00.5", "2024"])
+def test_a_folder_of_digits_keeps_its_name_in_a_file(file: Path, name: str) -> None:
+    for text in (f"data: {name}", f"data: '{name}'", f"data: {{source: {{name: folder, path: '{name}'}}}}"):
+        file.write_text(text, encoding="utf-8")
+        run = parse(Run, load_yaml(file))
+        assert run.data.source == Folder(path=Path(name))
+        written = dump_yaml(run)
+        assert f"path: '{name}'" in written, "in quotes, for readers that take it for a number"
+        file.write_text(written, encoding="utf-8")
+        assert parse(Run, load_yaml(file)) == run
+
+
+@pytest.mark.parametrize("name", ["1e3", "1.50", "True"])
+def test_a_name_that_a_file_would_change_is_told_to_be_quoted(file: Path, name: str) -> None:
+    file.write_text(f"data: {name}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"^data: \S+ is no name; put a name .* in quotes$"):
+        parse(Run, load_yaml(file))
+    file.write_text(f"data: '{name}'", encoding="utf-8")
+    assert parse(Run, load_yaml(file)).data.source == Folder(path=Path(name))
+
+
+def test_a_number_has_no_zeros_in_front(file: Path) -> None:
+    file.write_text("seed: 007", encoding="utf-8")
+    with pytest.raises(InputError, match=r'^seed: must be a whole number, got "007"$'):
+        parse(Run, load_yaml(file))
+
+
 @given(runs)
 @settings(deadline=None, max_examples=60)
 def test_a_config_survives_being_written_and_read(file: Path, run: Run) -> None:

@@ -176,9 +176,13 @@ class Witness(IJepa):
 
     seen: Embeddings
     autocast: bool
+    products: list[str]
+    """The precision of float32 products: forward, backward."""
 
     def forward(self, embeddings: Embeddings, step: int) -> Loss:
         self.seen, self.autocast = embeddings, torch.is_autocast_enabled("cpu")
+        self.products = [torch.get_float32_matmul_precision()]
+        embeddings.predicted.register_hook(lambda _: self.products.append(torch.get_float32_matmul_precision()))
         return super().forward(embeddings, step)
 
 
@@ -195,3 +199,17 @@ def test_objectives_run_in_full_precision_whatever_the_model_does(precision: str
     assert all(parameter.dtype == torch.float32 for parameter in built.model.parameters())
     inexact = witness.seen.predicted != witness.seen.predicted.bfloat16().float()
     assert inexact.any() == (precision == "float32"), "the precision of the model is that of the config"
+
+
+def test_no_step_rounds_float32_to_tf32() -> None:
+    """Whatever TORCH_ALLOW_TF32_CUBLAS_OVERRIDE or torch's setting says, in the backward pass too."""
+    witness = Witness(IJepaConfig())
+    built = trainer("ijepa", objective=witness)
+    assert torch.get_float32_matmul_precision() == "highest"
+    torch.set_float32_matmul_precision("high")
+    try:
+        built.take_step(batch("ijepa"))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert witness.products == ["highest", "highest"]

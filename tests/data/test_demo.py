@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,14 @@ def test_deterministic_given_a_seed() -> None:
     assert other.test is not None
     assert len({one.train.fingerprint, one.test.fingerprint, other.train.fingerprint, other.test.fingerprint}) == 4
     assert not np.array_equal(tiles(one.train), tiles(other.train))
+
+
+def test_a_folder_of_the_same_name_is_mentioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert open_demo(SMALL, 0).notes == ()
+    (tmp_path / "demo").mkdir()
+    [note] = open_demo(SMALL, 0).notes
+    assert note.endswith("for those in the folder demo that is here write data=./demo")
 
 
 def test_train_and_test_come_from_disjoint_halves(monkeypatch: pytest.MonkeyPatch) -> None:

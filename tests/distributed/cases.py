@@ -1,5 +1,6 @@
 """What the ranks of the tests do; each function is called on every rank, from a process that has no test in it."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
@@ -11,11 +12,12 @@ from torch.distributed.tensor import DTensor
 
 from cjepa.data import TrainingStream, ViewsStream
 from cjepa.data.config import DataConfig
+from cjepa.errors import InputError
 from cjepa.masking import MultiblockConfig, build_sampler
 from cjepa.models import JEPA, ModelConfig, TwoViews
 from cjepa.models.pretrained import normalise
 from cjepa.objectives import AnyObjectiveConfig, ObjectiveConfig, TwoViewsConfig, build_objective
-from cjepa.ranks import slots
+from cjepa.ranks import rank, slots
 from cjepa.training.batch_loss import BatchLoss
 from cjepa.training.parallel import Parallel, start_engine
 from tests.training.conftest import Textures
@@ -77,6 +79,16 @@ def gradient_of(case: Case) -> Found:
 def gradients_of(cases: list[Case]) -> list[Found]:
     """Several cases, one after the other."""
     return [gradient_of(case) for case in cases]
+
+
+def refused_on_unequal_machines() -> str:
+    """What FSDP says on three ranks, of which two share a machine."""
+    os.environ["LOCAL_WORLD_SIZE"] = "1" if rank() == 2 else "2"
+    try:
+        gradient_of(Case("ijepa", "fsdp"))
+    except InputError as error:
+        return str(error)
+    return "nothing"
 
 
 def objective_config(case: Case) -> AnyObjectiveConfig:

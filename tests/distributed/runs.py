@@ -21,7 +21,11 @@ from cjepa.runs import pretrain
 from cjepa.training.batch_loss import BatchLoss
 from cjepa.training.checkpoint import CheckpointStore
 from cjepa.training.metrics import read_metrics
-from cjepa.types import Batch, Loss
+from cjepa.training.records import Records
+from cjepa.training.rows import RowLog
+from cjepa.training.state import Progressed
+from cjepa.training.unreadable import record_unreadable
+from cjepa.types import Batch, Loss, Masks
 from tests.distributed.cases import whole
 
 BATCH, STEPS = 12, 12
@@ -141,6 +145,16 @@ def run_with_unreadable_input(images: Path, folder: Path) -> Ended:
 
     with patch.object(TrainingStream, "__getitem__", failing):
         return run(images, folder, {})
+
+
+def images_that_stay_unreadable() -> list[int]:
+    """Of 1, 2 and 3 after a step in which the first rank could read 1, and the second one 3."""
+    progress = Progressed(unreadable=[1, 2, 3])
+    few, samples = torch.zeros(2, 1, dtype=torch.int64), torch.tensor([[1, 5], [3, 7]])[rank()]
+    batch = Batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), Masks(few, few[:, None]), samples)
+    store, rows = CheckpointStore(Path("unused")), RowLog(Path("unused"))
+    record_unreadable(batch, progress, Records(store, store, [], rows, {}), 100, 100, 0.05)
+    return progress.unreadable
 
 
 def run_with_a_fault_in_an_evaluation(images: Path, folder: Path, fault: type[CjepaError]) -> Ended:

@@ -6,7 +6,16 @@ from itertools import chain
 import pytest
 import torch
 
-from tests.distributed.cases import BATCH, OBJECTIVES, Case, Found, gradient_of, gradients_of, with_mistake
+from tests.distributed.cases import (
+    BATCH,
+    OBJECTIVES,
+    Case,
+    Found,
+    gradient_of,
+    gradients_of,
+    refused_on_unequal_machines,
+    with_mistake,
+)
 from tests.distributed.harness import on_ranks
 
 TOLERANCE = 1e-10
@@ -110,6 +119,14 @@ def test_shards_within_machines_and_copies_between_them_too() -> None:
     for found in on_ranks(4, gradients_of, cases, local=2):
         for case, each in zip(cases, found, strict=True):
             assert_equal(each, alone(changed(case, parallel="auto", micro_batch=None)))
+
+
+def test_machines_with_unequal_numbers_of_ranks_are_told_what_shards_need() -> None:
+    said = (
+        "FSDP (training.parallel) divides the weights within each machine, but some have 1 ranks and some 2; start as "
+        "many processes on every machine, or set training.parallel=ddp"
+    )
+    assert on_ranks(3, refused_on_unequal_machines, local=2) == [said] * 3
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.distributed)])

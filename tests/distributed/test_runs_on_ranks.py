@@ -129,6 +129,10 @@ def test_an_error_of_one_rank_is_an_error_of_all(tmp_path: Path, images: Path) -
         assert "No space left" in str(ended.error)
 
 
+def test_what_one_rank_could_read_again_counts_as_unreadable_on_none() -> None:
+    assert on_ranks(2, runs.images_that_stay_unreadable) == [[2], [2]]
+
+
 @pytest.mark.parametrize("fault", [WorkerError, InputError])
 def test_a_fault_of_one_rank_in_an_evaluation_saves_the_run_of_all(
     tmp_path: Path, images: Path, fault: type[CjepaError]

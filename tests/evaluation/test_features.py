@@ -157,6 +157,7 @@ def test_images_without_a_label_are_left_out() -> None:
         ([-1, -1], [0, 1], "none of the training images has a label; put the images of each class into a folder"),
         ([0, 1], [-1], "none of the test images has a label"),
         ([1, 1, -1], [1], "all training images are of the class bee.*at least two classes"),
+        ([0, 1], [2, 2], r"no class of the test images \(cat\) is one of the training images \(ant, bee\); call the"),
         ([0, 1], [0, 2], r"no training image for 1 of the classes of the test images \(cat\); add training images"),
         ([0, 3], [0, 1], "training labels run from 0 to 3, but there are 3 classes; number the classes from 0 to 2"),
         ([0, 1], [-2, 1], "test labels run from -2 to 1"),

@@ -93,6 +93,19 @@ def test_a_test_class_without_training_images_is_left_out() -> None:
     assert "knn_20_centred" in some.measure(build_model(tiny_config()))
 
 
+def test_classes_of_two_splits_that_never_meet_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """As those of Parquet files of which only some state names for their numbers."""
+    train, test = Textures(32), Textures(16, seed=1)
+    train.classes = test.classes = ("0", "1", "2", "3", "cat", "dog", "elk", "owl")
+    train.labels = train.labels + 4
+    assert monitor(train, test).quality == "crop_retrieval"
+    assert "(0, 1, 2, 3) is one of the training images (cat, dog, elk, owl)" in caplog.text
+    caplog.clear()
+    test.labels = test.labels + 4
+    assert monitor(train, test).quality == "knn_20_centred"
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("count", [1, 2, FEWEST - 1])
 @pytest.mark.parametrize("labels", [True, False])
 def test_a_handful_of_test_images_is_no_collapse(count: int, labels: bool) -> None:

@@ -76,6 +76,26 @@ def test_a_change_is_refused_unless_it_is_named(run: Path, finished: Path, image
     assert "changed on request: training.epochs" in (run / "train.log").read_text()
 
 
+@pytest.mark.parametrize(
+    ("key", "said_of_it"),
+    [
+        ("training.epoch", "unknown key training.epoch; did you mean training.epochs?"),
+        ("image", "unknown key image; did you mean images?"),
+        ("training.epochs=2", "did you mean training.epochs?"),
+    ],
+)
+def test_a_change_of_a_key_that_does_not_exist_is_refused(
+    finished: Path, images: Path, tmp_path: Path, key: str, said_of_it: str
+) -> None:
+    """Also where nothing differs: the slip would show only when it does."""
+    command = ("pretrain", finished / "tiny.yaml", f"data={images}", "--out", tmp_path / "run")
+    refused = cjepa(*command, "--allow-change", "training", "--allow-change", key)
+    assert refused.exit_code == 2
+    assert "--allow-change: unknown key" in said(refused)
+    assert said_of_it in said(refused)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_measured_besides_may_change(run: Path, finished: Path, images: Path) -> None:
     """Runs of versions that measured less can be continued."""
     command = ("pretrain", finished / "tiny.yaml", f"data={images}", "--out", run)

@@ -2,6 +2,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -239,6 +240,39 @@ class TestWriters:
         assert started[0]["project"] == "birds"
         assert started[0]["name"] == tmp_path.name
         assert started[0]["config"] == {"seed": 1}
+
+    def test_a_copy_beside_its_original_begins_a_wandb_run_of_its_own(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ids: list[str] = []
+
+        def init(**settings: Any) -> SimpleNamespace:
+            ids.append(settings["id"])
+            return SimpleNamespace(define_metric=lambda *_, **__: None, finish=lambda: None)
+
+        monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+
+        def id_of(folder: Path) -> str:
+            for writer in open_writers(LoggingConfig(wandb="birds"), folder, 0, {}):
+                writer.close()
+            return ids[-1]
+
+        (tmp_path / "one").mkdir()
+        first = id_of(tmp_path / "one")
+        shutil.copytree(tmp_path / "one", tmp_path / "copy")
+        shutil.copytree(tmp_path / "one", tmp_path / "backup")
+        second = id_of(tmp_path / "copy")
+        assert second != first
+        assert f"copy is a copy of {tmp_path / 'one'}" in caplog.text
+        assert [id_of(tmp_path / name) for name in ("copy", "one")] == [second, first]
+        (tmp_path / "one").rename(tmp_path / "moved")
+        (tmp_path / "link").symlink_to("moved")
+        assert [id_of(tmp_path / name) for name in ("moved", "link")] == [first, first]
+        shutil.rmtree(tmp_path / "moved")
+        assert id_of(tmp_path / "backup") == first
+        (tmp_path / "earlier").mkdir()
+        (tmp_path / "earlier" / "wandb-id.txt").write_text("0123")  # as earlier versions wrote it
+        assert [id_of(tmp_path / "earlier") for _ in range(2)] == ["0123", "0123"]
 
     @pytest.mark.parametrize(
         ("config", "module", "extra"),

@@ -132,6 +132,23 @@ def test_too_many_unreadable_images_stop_the_run(tmp_path: Path) -> None:
         Run(tiny_config(), tmp_path, Damaged(every=8)).train()
 
 
+def test_images_that_were_mended_meanwhile_count_no_more(tmp_path: Path) -> None:
+    source = Damaged(every=64)
+    run = Run(tiny_config(), tmp_path, source)
+    take_step = run.trainer.take_step
+
+    def mending(batch: Batch) -> Taken:
+        if run.trainer.progress.step == 8:  # an epoch later
+            assert sorted(run.trainer.progress.unreadable) == [0, 64, 128, 192]
+            source.every = len(source)
+        return take_step(batch)
+
+    run.trainer.take_step = mending  # type: ignore[method-assign]
+    run.train()
+    assert run.trainer.progress.unreadable == [0]
+    assert len(read_rows(tmp_path / "unreadable.jsonl")) == 4
+
+
 class Vanishing(Textures):
     """Textures on a disk that goes away at some time."""
 

@@ -5,7 +5,7 @@ shorthands and `key=value` arguments, parsing.py checks, keys.py knows the tree 
 """
 
 from cjepa.config.help import KeyHelp, describe_keys, json_schema
-from cjepa.config.keys import nearest, nearest_first, parts_of, variant_name
+from cjepa.config.keys import nearest, nearest_first, parts_of, unknown_key, variant_name, walk
 from cjepa.config.parsing import differences, parse
 from cjepa.config.run import RunConfig
 from cjepa.config.values import apply_overrides
@@ -25,5 +25,7 @@ __all__ = [
     "parse",
     "parts_of",
     "read_yaml",
+    "unknown_key",
     "variant_name",
+    "walk",
 ]

@@ -119,16 +119,17 @@ def nearest_first(name: str, candidates: Iterable[str]) -> list[str]:
     return sorted(set(candidates), key=lambda candidate: (*(-s for s in _similarity(name, candidate)), candidate))
 
 
-def unknown_key(model: type[Part], path: str, chosen: str = "") -> str:
+def unknown_key(model: type[Part], path: str, chosen: str = "", also: Iterable[str] = ()) -> str:
     """What to say about a key that does not exist: the key that was meant, or those that exist at its place.
 
-    chosen: the variant it was given to, as "objective=ijepa", if it belongs to another variant.
+    chosen: the variant it was given to, as "objective=ijepa", if it belongs to another variant. also: names that are
+    no keys and may have been meant.
     """
     keys = list(walk(model))
     elsewhere = [key.when for key in keys if key.path == path and key.when]
     if elsewhere:
         return f"unknown key {path} for {chosen}; it belongs to {join_conditions(elsewhere)}"
-    meant = nearest(path, (key.path for key in keys))
+    meant = nearest(path, [*(key.path for key in keys), *also])
     if meant is not None:
         return f"unknown key {path}; did you mean {meant}?"
     parent = path

@@ -81,6 +81,8 @@ def _complete_group(annotation: object, value: object, default: object, path: st
         return value
     if not isinstance(value, Mapping):
         text = value if isinstance(value, str) else json.dumps(value, default=str)
+        if isinstance(value, bool | float) and any(part.shorthand for part in parts):  # 1e3 or True, as it was written
+            raise InputError(f"{path}: {text} is no name; put a name that reads like a number, or like true, in quotes")
         value = _expand(annotation, None, text, path)
     if not isinstance(value, Mapping):
         return value

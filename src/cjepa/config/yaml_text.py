@@ -20,9 +20,11 @@ _NUMBER_START = list("-+.0123456789")
 _SCALARS = (
     (_NULL, re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""]),
     (_BOOL, re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF")),
-    (_INT, re.compile(r"[-+]?[0-9]+\Z"), _NUMBER_START),
-    (_FLOAT, re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z"), _NUMBER_START),
+    (_INT, re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z"), _NUMBER_START),
+    (_FLOAT, re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z"), _NUMBER_START),
 )
+_NUMBER_ELSEWHERE = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?\Z")
+"""With zeros in front, which other readers take for a number and this one for a name, such as the folder 007."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,6 +55,7 @@ class _Dumper(yaml.SafeDumper):
 for _tag, _pattern, _first in _SCALARS:
     _Loader.add_implicit_resolver(_tag, _pattern, _first)
     _Dumper.add_implicit_resolver(_tag, _pattern, _first)
+_Dumper.add_implicit_resolver(_FLOAT, _NUMBER_ELSEWHERE, _NUMBER_START)
 
 
 def _represent_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:

@@ -86,7 +86,16 @@ def open_demo(config: DemoConfig, seed: int) -> Splits:
         rising, falling = _halves(path, config)
         train.append(_tiles(rising, config, _draws(seed, 2 * number, config.train_crops)))
         test.append(_tiles(falling, config, _draws(seed, 2 * number + 1, config.test_crops)))
-    return Splits(_source(train, classes, config.labelled_crops), _source(test, classes, config.test_crops))
+    labelled = _source(train, classes, config.labelled_crops), _source(test, classes, config.test_crops)
+    return Splits(*labelled, notes=_notes())
+
+
+def _notes() -> tuple[str, ...]:
+    """What the user should know who may have meant a folder of the same name."""
+    name = DemoConfig().name
+    if not Path(name).is_dir():
+        return ()
+    return (f"data={name} are the built-in images; for those in the folder {name} that is here write data=./{name}",)
 
 
 def _source(tiles: list[npt.NDArray[np.uint8]], classes: tuple[str, ...], labelled: int) -> ArraySource:

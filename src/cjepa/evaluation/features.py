@@ -175,11 +175,22 @@ def check_classes(known: set[int], tested: set[int], classes: tuple[str, ...]) -
             "tell apart; give images of at least two classes (one folder each)"
         )
     unseen = tested - known
+    if unseen and unseen == tested:
+        raise InputError(strangers(known, tested, classes))
     if unseen:
         raise InputError(
             f"no training image for {len(unseen)} of the classes of the test images "
             f"({_names(unseen, classes)}); add training images of them or remove their test images"
         )
+
+
+def strangers(known: set[int], tested: set[int], classes: tuple[str, ...]) -> str:
+    """What to say where no class of the test images is one of the training images."""
+    return (
+        f"no class of the test images ({_names(tested, classes)}) is one of the training images "
+        f"({_names(known, classes)}); call the classes the same in both, in Parquet files by the names that their "
+        "metadata state for the numbers"
+    )
 
 
 def _check_labels(kind: str, labels: Int[Tensor, "n"], classes: tuple[str, ...]) -> None:

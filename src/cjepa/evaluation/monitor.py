@@ -27,7 +27,7 @@ from cjepa.data import (
 from cjepa.data.source import NO_LABEL, Subset
 from cjepa.errors import InputError
 from cjepa.evaluation import FeatureEvaluation, evaluate
-from cjepa.evaluation.features import LabelledFeatures, batches_of, extract_features
+from cjepa.evaluation.features import LabelledFeatures, batches_of, extract_features, strangers
 from cjepa.evaluation.knn import KnnConfig, knn_accuracy
 from cjepa.evaluation.linear import LinearConfig
 from cjepa.evaluation.pooling import LAST_LAYER
@@ -105,7 +105,10 @@ class Monitor:
         self.stream = stream
         self.device = device
         self.precision = precision
-        self.labelled = _sample(config, labelled_splits(splits))
+        labelled = labelled_splits(splits)
+        if labelled is splits:
+            _warn_of_strangers(splits)
+        self.labelled = _sample(config, labelled)
         own = splits.test if splits.test is not None and len(splits.test) >= FEWEST else splits.train
         self.images = some_images(own, config.test_images)
         self.quality = QUALITIES[0 if self.labelled else 1]
@@ -199,6 +202,14 @@ class Monitor:
             return explained_variance(predicted, target, only_place), torch.full((patches,), torch.nan)
         places = batch.masks.targets
         return explained_variance(predicted, target, places), position_errors(predicted, target, places, patches)
+
+
+def _warn_of_strangers(splits: Splits) -> None:
+    """Say where no test image can be classified: what is measured instead is no accuracy."""
+    assert splits.test is not None
+    known, tested = (set(np.unique(each.labels).tolist()) - {NO_LABEL} for each in (splits.train, splits.test))
+    if known and not known & tested:
+        _log.warning("%s; crops are found again instead", strangers(known, tested, splits.train.classes))
 
 
 def _sample(config: MonitorConfig, splits: Splits | None) -> Splits | None:

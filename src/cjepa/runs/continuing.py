@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from cjepa.build import CONFIG, read_config
-from cjepa.config import RunConfig, differences
+from cjepa.config import RunConfig, differences, unknown_key, walk
 from cjepa.data import DataConfig, FolderConfig, Splits, lies_among_images, recognised
 from cjepa.errors import InputError
 from cjepa.models.kernels import chosen_precision
@@ -57,6 +57,14 @@ def precision_of(config: RunConfig, folder: Path, device: torch.device) -> Preci
     if config.training.precision == "auto" and (folder / CONFIG).exists():
         config = read_config(folder)
     return chosen_precision(config.training.precision, device)
+
+
+def refuse_unknown_keys(allowed: Collection[str]) -> None:
+    """InputError for what --allow-change names that is no key, no group of keys and not IMAGES."""
+    known = {IMAGES, *(key.path for key in walk(RunConfig))}
+    unknown = [unknown_key(RunConfig, name, also=[IMAGES]) for name in allowed if name not in known]
+    if unknown:
+        raise InputError("\n".join(f"--allow-change: {each}" for each in unknown))
 
 
 def refuse_another_config(config: RunConfig, folder: Path, allowed: Collection[str]) -> None:

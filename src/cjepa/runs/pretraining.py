@@ -29,6 +29,7 @@ from cjepa.runs.continuing import (
     refuse_another_config,
     refuse_new_run_among_images,
     refuse_other_images,
+    refuse_unknown_keys,
 )
 from cjepa.runs.gathering import Gathered
 from cjepa.runs.recording import Recorder
@@ -83,6 +84,7 @@ def pretrain(config: RunConfig, folder: Path, allow_change: Collection[str] = ()
     decoded images. allow_change: config keys, or groups of them, that may differ from those that the run began with,
     and IMAGES.
     """
+    refuse_unknown_keys(allow_change)
     device, run = choose_device(config.training.device), RunFolder(folder)
     with joined(device), stopping_at_once("the same command continues"), _held(run), enough_memory(_SMALLER_STEP):
         slots(config.training.batch_size)  # refuses a batch that cannot be dealt out, before anything starts

@@ -59,7 +59,7 @@ class Recorder:
 
     def write(self, step: int, split: str, values: Mapping[str, int | float]) -> None:  # noqa: ARG002
         """Note the time; after an evaluation also keep a snapshot and rewrite the page, if that is affordable."""
-        self.clock.note(step, at_once=split == "evaluation")
+        self._try(TIMING, lambda: self.clock.note(step, at_once=split == "evaluation"))
         if split == "evaluation":
             self._try("snapshot", lambda: keep_snapshot(self.store, self.config, self.model, self.monitor, step))
             if self.page.affordable():
@@ -68,7 +68,7 @@ class Recorder:
 
     def flush(self) -> None:
         """Bring the times to the disk."""
-        self.clock.rows.sync()
+        self._try(TIMING, self.clock.rows.sync)
 
     def close(self) -> None:
         """The page that was written last stays, but is not read again and again."""
@@ -99,15 +99,12 @@ class _Clock:
         self._start = self._noted = monotonic()
 
     def note(self, step: int, at_once: bool) -> None:
-        """Append a row, at most every TICK seconds unless at once."""
+        """Append a row, at most every TICK seconds unless at once; StorageError when it cannot be written."""
         now = monotonic()
         if at_once or now - self._noted >= TICK:
             self._noted = now
             seconds, waited = self._before + now - self._start, self._waited_before + self.waiting.seconds
-            try:
-                self.rows.append({"step": step, "seconds": round(seconds, 3), "waited": round(waited, 3)})
-            except OSError as error:
-                _log.warning("%s cannot be written (%s); training goes on", self.rows.path, error)
+            self.rows.append({"step": step, "seconds": round(seconds, 3), "waited": round(waited, 3)})
 
 
 class _Budget:

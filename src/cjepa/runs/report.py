@@ -30,7 +30,7 @@ from cjepa.visualization.report import Evaluation, RunMaterial, render
 
 _log = logging.getLogger(__name__)
 
-REPORT, PAGE, TIMING = "report", "index.html", "timing.jsonl"
+REPORT, PAGE, COMPARISON, TIMING = "report", "index.html", "comparison.html", "timing.jsonl"
 DATA, ENVIRONMENT, UNREADABLE, DIVERGED = "data.json", "environment.json", "unreadable.jsonl", "diverged"
 _LIVE = re.compile(r'<meta http-equiv="refresh"[^>]*>|<span class="live">[^<]*</span>')
 _MACHINE = {"data": ("workers",), "training": ("device", "threads")}
@@ -39,12 +39,13 @@ _PLACES = ("path", "test", "root", "index")
 
 
 def write_report(runs: Mapping[str, Path], out: Path | None = None, *, live: bool = False) -> Path:
-    """Write the page of runs, by the name to be shown, and return its path: by default the first RUN/report/index.html.
+    """Write the page of runs, by the name to be shown, and return its path.
 
-    live: the run goes on, and a browser is to read the page again by itself. Raises InputError where one is no run, or
-    the page cannot be written.
+    out: by default RUN/report/index.html; of several runs comparison.html in that folder of the first, whose own page
+    stays. live: the run goes on, and a browser is to read the page again by itself. Raises InputError where one is no
+    run, or the page cannot be written.
     """
-    path = out or next(iter(runs.values())) / REPORT / PAGE
+    path = out or next(iter(runs.values())) / REPORT / (PAGE if len(runs) == 1 else COMPARISON)
     material = [read_run(run, name, live=live) for name, run in runs.items()]
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z")
     page = render(material, __version__, written, live=live)

@@ -1,6 +1,7 @@
 """The loss of a global batch and its gradient: the same whatever the batch is divided into."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,20 @@ from cjepa.ranks import mean, world_size
 from cjepa.training.accumulation import backward_in_parts, divide
 from cjepa.training.parallel import Engine
 from cjepa.types import Batch, Embeddings, Loss, to_device
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Within, no product in float32 is rounded to TF32, which an environment variable or torch's setting may allow.
+
+    Its 10 bits would reach the statistics of the objectives, and their gradient.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class BatchLoss:
@@ -42,6 +57,7 @@ class BatchLoss:
         self.micro_batch = micro_batch
         self._packed = False
 
+    @whole_float32()
     def backward(self, batch: Batch, step: int) -> Loss:
         """The loss, without graph; its gradient is added to the parameters', of which it must be the first."""
         if self.engine.replicated and not self._packed:

@@ -1,6 +1,8 @@
 """The numbers of a run: metrics.jsonl always, TensorBoard and Weights & Biases on request."""
 
+import logging
 import math
+import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,10 @@ from cjepa.errors import InputError
 from cjepa.training.durable import replace
 from cjepa.training.rows import RowLog, read_rows
 from cjepa.types import Part
+
+_log = logging.getLogger(__name__)
+
+_WANDB_ID = "wandb-id.txt"
 
 
 class LoggingConfig(Part):
@@ -140,7 +146,7 @@ class _Wandb:
         self._run = wandb.init(
             project=project,
             name=folder.resolve().name,
-            id=_run_id(folder / "wandb-id.txt"),
+            id=_run_id(folder),
             resume="allow",
             dir=str(folder),
             config=dict(settings),
@@ -157,11 +163,30 @@ class _Wandb:
         self._run.finish()
 
 
-def _run_id(path: Path) -> str:
-    """The id under which this run folder is known there, drawn once."""
-    if not path.exists():
-        replace(path, secrets.token_hex(8).encode())
-    return path.read_text()
+def _run_id(folder: Path) -> str:
+    """The id under which this run folder is known there, drawn once; a copy beside its original draws its own.
+
+    The file holds the id and, from its second line on, the folder that it belongs to: one that was moved, or brought to
+    another machine, keeps its id.
+    """
+    path, here = folder / _WANDB_ID, os.fsencode(folder.resolve())
+    known, _, place = path.read_bytes().partition(b"\n") if path.exists() else (b"", b"", b"")
+    if place and _is_copy(folder, origin := Path(os.fsdecode(place)), known):
+        _log.warning("%s is a copy of %s, whose Weights & Biases run stays its own: a new one begins", folder, origin)
+        known = b""
+    if not known or place != here:
+        known = known or secrets.token_hex(8).encode()
+        replace(path, known + b"\n" + here)
+    return known.decode()
+
+
+def _is_copy(folder: Path, origin: Path, known: bytes) -> bool:
+    """Whether the folder that an id belongs to is another one, and still has it."""
+    try:
+        theirs, _, _ = (origin / _WANDB_ID).read_bytes().partition(b"\n")
+        return theirs == known and not origin.samefile(folder)
+    except OSError:
+        return False
 
 
 def _missing(extra: str, setting: str) -> InputError:

@@ -12,7 +12,7 @@ from torch import nn
 from cjepa.errors import InputError
 from cjepa.models import Model
 from cjepa.objectives import Objective
-from cjepa.ranks import local_count, world_size
+from cjepa.ranks import collect, local_count, world_size
 
 Parallel = Literal["auto", "none", "ddp", "fsdp"]
 
@@ -78,6 +78,7 @@ def _sharded(model: Model, objective: Objective, device: torch.device) -> Engine
     """Shards within a machine, whole sets of shards on every machine; over all ranks where machines have one each.
 
     The ranks' gradients are averaged after every micro-batch: kept apart, they would need the memory that was saved.
+    InputError where machines have unequal numbers of ranks.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -85,6 +86,7 @@ def _sharded(model: Model, objective: Objective, device: torch.device) -> Engine
     # Predictor and projector return views of what they computed; nothing changes those in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     ranks, local = world_size(), local_count()
+    _refuse_unequal_machines()
     if 1 < local < ranks:
         mesh = init_device_mesh(device.type, (ranks // local, local), mesh_dim_names=("machines", "shards"))
     else:
@@ -98,3 +100,12 @@ def _sharded(model: Model, objective: Objective, device: torch.device) -> Engine
         if any(True for _ in projector.parameters()):
             fully_shard(projector, mesh=mesh, reshard_after_forward=True)
     return Engine(model, objective, sharded=True)
+
+
+def _refuse_unequal_machines() -> None:
+    counts = sorted(set(collect(local_count())))
+    if len(counts) > 1:
+        raise InputError(
+            f"FSDP (training.parallel) divides the weights within each machine, but some have {counts[0]} ranks and "
+            f"some {counts[-1]}; start as many processes on every machine, or set training.parallel=ddp"
+        )

@@ -1,6 +1,7 @@
-"""Images that could not be read: each is listed once, and too many of them end a run."""
+"""Images that could not be read: each is listed when it is met, and too many of them end a run."""
 
 from cjepa.errors import InputError
+from cjepa.ranks import collect, largest
 from cjepa.training.records import Records
 from cjepa.training.state import Progressed
 from cjepa.types import Batch
@@ -14,8 +15,9 @@ def record_unreadable(
 ) -> None:
     """List newly met unreadable images; InputError when they are more than the share `most` of those seen.
 
-    seen: how many of the run's `images` the steps so far have taken.
+    seen: how many of the run's `images` the steps so far have taken. Images that could be read again count no more.
     """
+    _forget_mended(batch, progress)
     if not batch.unreadable:
         return
     known = set(progress.unreadable)
@@ -31,3 +33,13 @@ def record_unreadable(
             "they are listed in unreadable.jsonl. Repair or remove them and continue with --allow-change images, or "
             "raise the share with --allow-change data.max_unreadable_share"
         )
+
+
+def _forget_mended(batch: Batch, progress: Progressed) -> None:
+    """Take out what this batch has read; all ranks take out the same, though each has read its own images."""
+    if not progress.unreadable:
+        return
+    mended = set(progress.unreadable).intersection(batch.samples.tolist())
+    if any(largest([len(mended)])):
+        everywhere = set().union(*collect(mended))
+        progress.unreadable = [index for index in progress.unreadable if index not in everywhere]
