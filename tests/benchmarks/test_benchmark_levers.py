@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -85,9 +84,3 @@ def test_a_row_and_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cells["last block short"].startswith(f"{row['longer_without']['last block short']['median']:.2f} (")
     assert not cells["oneDNN"]
     assert table([row | {"longer_without": None}])
-
-
-def test_the_committed_result_can_be_reported() -> None:
-    if levers.RESULTS.exists():
-        rows = json.loads(Path(levers.RESULTS).read_text(encoding="utf-8"))["rows"]
-        assert table(rows).count("\n") == len(rows) + 1

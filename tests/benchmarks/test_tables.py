@@ -14,6 +14,7 @@ from benchmarks import (
     features,
     footprint,
     index,
+    levers,
     loading,
     masks,
     parity,
@@ -45,6 +46,7 @@ DOCUMENTED = {
     },
     "docs/performance.md": {
         peers.RESULTS: lambda: [peers.table(peers.RESULTS)],
+        levers.RESULTS: lambda: [levers.table(json.loads(levers.RESULTS.read_text())["rows"])],
         trace.RESULTS: lambda: [trace.table(trace.RESULTS)],
         loading.RESULTS: lambda: [loading.report(json.loads(loading.RESULTS.read_text()))],
         masks.RESULTS: lambda: [masks.report(json.loads(masks.RESULTS.read_text()))],
