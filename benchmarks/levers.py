@@ -123,13 +123,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [f"| case | images | n | {' | '.join(LEVERS)} |", "|" + "---|" * (len(LEVERS) + 3)]
     for row in rows:
         found = row["longer_without"] or {}
-        cells = (_text(found[name]) if name in found else "" for name in LEVERS)
+        cells = (str(Spread(**found[name])) if name in found else "" for name in LEVERS)
         lines.append(f"| {row['case']} | {row['images']} | {row['rounds']} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _text(spread: dict[str, float]) -> str:
-    return f"{spread['median']:.2f} ({spread['low']:.2f} to {spread['high']:.2f})"
 
 
 def main() -> None:

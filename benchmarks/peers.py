@@ -294,8 +294,8 @@ def table(path: Path) -> str:
         speed = "disturbed | | | | | "
         if rates is not None:
             share = rates[PLAIN]["median"] * row["operations_per_image"] / row["fastest_product"]
-            speed = f"{_text(rates[PUBLIC])} | {_text(rates[PLAIN])} | "
-            variants = [_text(ratio[name]) if name in ratio else "" for name in CONTESTANTS[1:]]
+            speed = f"{Spread(**rates[PUBLIC])} | {Spread(**rates[PLAIN])} | "
+            variants = [str(Spread(**ratio[name])) if name in ratio else "" for name in CONTESTANTS[1:]]
             speed += " | ".join([*variants, f"{share:.0%}"])
         gradient = f"{same['gradient_difference']:.2g}"
         if "gradient_from_float32" in same:
@@ -304,10 +304,6 @@ def table(path: Path) -> str:
         start = f"{row['case']} | {_processor(row)} | {row['rounds']}"
         lines.append(f"| {start} | {speed} | {same['loss_difference']:.1g} | {gradient} |")
     return "\n".join(lines)
-
-
-def _text(spread: Mapping[str, float]) -> str:
-    return f"{spread['median']:.3g} ({spread['low']:.3g} to {spread['high']:.3g})"
 
 
 def main() -> int:

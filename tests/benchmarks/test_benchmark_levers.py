@@ -66,6 +66,19 @@ def test_without_a_path_its_operation_is_gone(name: str, gone: str, monkeypatch:
     assert gone not in operations(without, case)
 
 
+def test_without_the_short_last_block_it_computes_the_context_too() -> None:
+    rows: list[int] = []
+    ours, batch = Ours(TINY.config, CPU), typical_batch(TINY)
+    ours.trainer.model.learned["predictor"].blocks[-1].mlp.register_forward_hook(
+        lambda _, given, output: rows.append(output.shape[1])
+    )
+    ours.step(batch)
+    LEVERS["last block short"](ours.trainer)
+    ours.step(batch)
+    target = batch.masks.targets.shape[2]
+    assert rows == [target, target + batch.masks.context.shape[1]]
+
+
 def test_every_precision_has_its_own() -> None:
     assert "explicit attention" not in levers_of(TINY)
     assert "oneDNN" not in levers_of(BFLOAT16)
@@ -81,6 +94,6 @@ def test_a_row_and_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.1 < row["longer_without"]["last block short"]["median"] < 10
     head, _, line = table([row]).splitlines()
     cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
-    assert cells["last block short"].startswith(f"{row['longer_without']['last block short']['median']:.2f} (")
+    assert cells["last block short"].startswith(f"{row['longer_without']['last block short']['median']:.3g} (")
     assert not cells["oneDNN"]
     assert table([row | {"longer_without": None}])
